@@ -92,7 +92,8 @@ pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
     }
     if let Some(shared) = gateway.process_state.shared.get() {
         let dropped = gateway.process_state.shared_homes.get().map_or(0, |homes| homes.dropped_count());
-        set_shared_metrics(&registry, shared.link.is_up(), dropped);
+        let status = shared.link.status();
+        set_shared_metrics(&registry, status.is_up && status.problem.is_none(), dropped);
     }
     set_memory_gauge(&registry);
     let backlog_seconds = GaugeVec::new(
@@ -252,7 +253,7 @@ fn set_queue_gauge<L: Choice>(registry: &Registry, queue: &RequestQueue<L>) {
 
 /// Adds whether the server of `shared` answers, and what other instances were not told.
 fn set_shared_metrics(registry: &Registry, is_up: bool, dropped_homes: u64) {
-    let help = "1 if the server through which instances act as one answers, 0 if not.";
+    let help = "1 if the server through which instances act as one answers, 0 if not, or if a part of its cluster does not.";
     register_metric(registry, IntGauge::new("aoai_lb_shared_up", help)).set(i64::from(is_up));
     let help =
         "Objects whose resource other instances were not told, because the server did not answer in time.";

@@ -22,13 +22,14 @@ use super::shared_limits::LimitReporter;
 use super::shared_rests::SharedRests;
 use super::shared_sends::SharedSends;
 use crate::admission::limits::ClientAccounts;
+use crate::config::RequestClass;
 use crate::credentials::Keyring;
 use crate::record::Recorder;
 use crate::routing::asking::Asking;
 use crate::routing::health::backend_health::HealthRegistry;
 use crate::routing::homes::{DEFAULT_MEMORY_BYTES, Homes};
 use crate::routing::service_state::ServiceReport;
-use crate::shared::Shared;
+use crate::shared::{InstanceLoad, Shared};
 use crate::state::StateDirectory;
 
 /// What a process keeps when it loads another configuration.
@@ -181,6 +182,16 @@ impl ProcessState {
         let _ = self.shared_homes.set(SharedHomes::start(&shared.link, runtime));
         let _ = self.shared_sends.set(SharedSends::start(&shared, runtime));
         let _ = self.shared.set(shared);
+    }
+
+    /// What this process has to do now.
+    pub fn load(&self) -> InstanceLoad {
+        InstanceLoad {
+            requests_finished: self.requests_finished.load(Ordering::Relaxed),
+            in_flight: self.requests_in_flight.load(Ordering::Relaxed),
+            queued: RequestClass::ALL.into_iter().map(|class| self.queue.waiting(class)).sum(),
+            state: self.service_report.load().state.as_str(),
+        }
     }
 
     /// Becomes one of the instances. The directory has how many there were. It may wait for the disk.

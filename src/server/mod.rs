@@ -225,11 +225,13 @@ impl PreparedServer {
 }
 
 /// Begins to connect to the server of `shared`. This process is no instance yet.
-fn start_shared(config: &Config, process: &ProcessState, background: &Handle) {
+fn start_shared(config: &Config, process: &Arc<ProcessState>, background: &Handle) {
     let Some(redis) = &config.shared else { return };
     let password = find_secret(redis, &config.key_vault, &process.keyring);
     let link = SharedLink::start(redis, password, background);
-    let instances = InstanceRegistry::new(&link, &process.requests_finished, background);
+    let measured = Arc::downgrade(process);
+    let measure_load = move || measured.upgrade().map(|process| process.load());
+    let instances = InstanceRegistry::new(&link, measure_load, background);
     let reporter = LimitReporter::new(&link, &instances, &process.client_accounts, background);
     let exchange = FairnessExchange::new(&link, &instances, &process.queue, background);
     // Set only here.

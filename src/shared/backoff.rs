@@ -4,6 +4,8 @@ use std::time::Duration;
 
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// A connection that was up for so long was a good one: the next attempt comes at once.
+pub(super) const STABLE_AFTER: Duration = Duration::from_secs(2);
 /// A wait is shortened by up to this part, so that instances do not all come at the same time.
 const JITTER: f64 = 0.25;
 

@@ -1,8 +1,9 @@
-//! One attempt to get a connection that can be used: it is authenticated, and scripts can write.
+//! One attempt to get a connection that can be used: to the server, or to a node of a cluster.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::future::select_ok;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ProtocolVersion, PushInfo, RedisConnectionInfo, RedisError, Script};
 use tokio::sync::mpsc;
@@ -10,9 +11,10 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::keys::KeySpace;
+use super::node_address::NodeAddress;
 use super::problem::Problem;
 use super::stream::open_stream;
-use crate::config::RedisConfig;
+use crate::config::{Endpoint, RedisConfig};
 use crate::credentials::{RefreshedSecret, SecretValue};
 
 /// How long the server may take to answer the greeting or a question of the connection's own.
@@ -32,10 +34,13 @@ pub(super) struct ServerAccess {
     /// The password or token, kept fresh; `None` if there is none.
     pub(super) password: Option<RefreshedSecret>,
     pub(super) keys: KeySpace,
+    /// The nodes of a cluster that were seen last.
+    known_nodes: Mutex<Vec<NodeAddress>>,
 }
 
-/// A connection that has been authenticated and tried.
+/// A connection that has been authenticated.
 pub(super) struct OpenConnection {
+    pub(super) address: NodeAddress,
     pub(super) connection: MultiplexedConnection,
     /// What comes for subscriptions.
     pub(super) pushes: mpsc::Receiver<PushInfo>,
@@ -63,13 +68,39 @@ impl Drop for DriverTask {
 
 impl ServerAccess {
     pub(super) fn new(config: &RedisConfig, password: Option<RefreshedSecret>) -> Self {
-        Self { config: config.clone(), password, keys: KeySpace::new(&config.prefix) }
+        let keys = KeySpace::new(&config.prefix);
+        Self { config: config.clone(), password, keys, known_nodes: Mutex::default() }
     }
 
-    /// Makes a connection, authenticates and tries a script.
+    /// Connects to the configured address and authenticates; if that fails, to the first node of the cluster, as far as
+    /// one has been seen, with which it succeeds.
     pub(super) async fn connect(&self) -> Result<OpenConnection, Problem> {
+        let Endpoint { host, port, .. } = &self.config.endpoint;
+        let problem = match self.connect_to(&NodeAddress { host: host.clone(), port: *port }).await {
+            Ok(open) => return Ok(open),
+            Err(problem) => problem,
+        };
+        let nodes = self.lock_known_nodes().clone();
+        if nodes.is_empty() {
+            return Err(problem);
+        }
+        let attempts = nodes.iter().map(|address| Box::pin(self.connect_to(address)));
+        select_ok(attempts).await.map(|(open, _)| open).map_err(|_| problem)
+    }
+
+    /// Remembers the nodes of a cluster, for the next connection.
+    pub(super) fn set_known_nodes(&self, nodes: &[NodeAddress]) {
+        *self.lock_known_nodes() = nodes.to_vec();
+    }
+
+    fn lock_known_nodes(&self) -> MutexGuard<'_, Vec<NodeAddress>> {
+        self.known_nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a connection and authenticates.
+    pub(super) async fn connect_to(&self, address: &NodeAddress) -> Result<OpenConnection, Problem> {
         let password = self.current_password().await?;
-        let stream = open_stream(&self.config).await?;
+        let stream = open_stream(&self.config, address).await?;
         // The third version of the protocol has one connection for commands and subscriptions, and takes AUTH on it.
         let mut info =
             RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name();
@@ -90,17 +121,16 @@ impl ServerAccess {
             });
         let greeting = MultiplexedConnection::new_with_config(&info, stream, settings);
         let greeted = timeout(REPLY_TIMEOUT, greeting).await.map_err(|_| Problem::Silent(REPLY_TIMEOUT))?;
-        let (mut connection, driver) = greeted.map_err(|error| {
+        let (connection, driver) = greeted.map_err(|error| {
             let problem = self.problem_of(&error, true);
             self.on_problem(&problem, password.as_ref().map_or(0, |password| password.id));
             problem
         })?;
-        let driver = DriverTask(tokio::spawn(driver));
-        self.try_script(&mut connection).await?;
         Ok(OpenConnection {
+            address: address.clone(),
             connection,
             pushes,
-            driver,
+            driver: DriverTask(tokio::spawn(driver)),
             password_id: password.map_or(0, |password| password.id),
         })
     }
@@ -124,10 +154,15 @@ impl ServerAccess {
         value.map(Some).map_err(|error| Problem::NoPassword(error.to_string()))
     }
 
-    async fn try_script(&self, connection: &mut MultiplexedConnection) -> Result<(), Problem> {
+    /// Tries whether a script can write this key.
+    pub(super) async fn try_script(
+        &self,
+        connection: &mut MultiplexedConnection,
+        key: &str,
+    ) -> Result<(), Problem> {
         let script = Script::new(PROBE_SCRIPT);
         let mut invocation = script.prepare_invoke();
-        invocation.key(self.keys.key("probe")).arg("1");
+        invocation.key(key).arg("1");
         let tried = timeout(REPLY_TIMEOUT, invocation.invoke_async::<()>(connection)).await;
         tried.map_err(|_| Problem::Silent(REPLY_TIMEOUT))?.map_err(|error| self.problem_of(&error, false))
     }

@@ -19,7 +19,7 @@ pub(super) fn code_of(error: &RedisError) -> Option<&str> {
 /// Why a command has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum SharedError {
-    /// There is no connection; the command was not sent.
+    /// There is no connection, or none to the node of a cluster that has the key; the command was not carried out.
     #[error("there is no connection to the server")]
     Down,
     /// The connection broke. Whether the command was carried out is not known.
@@ -50,6 +50,7 @@ impl From<RedisError> for SharedError {
             (_, Some(code)) => {
                 Self::Refused { code: code.to_owned(), detail: error.detail().map(ToOwned::to_owned) }
             }
+            (ErrorKind::ClusterConnectionNotFound, None) => Self::Down,
             (_, None) => Self::Lost,
         }
     }

@@ -1,8 +1,8 @@
 //! The registry of instances: each says once a second that it lives, and sees the others.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::fs;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -41,21 +41,43 @@ pub struct Instances {
     pub list: Vec<Instance>,
     /// How many there were, also before this process started; at least 1.
     pub last_seen_count: usize,
+    /// When the list was made; `None` if there was none yet.
+    pub seen_at: Option<SystemTime>,
 }
 
+/// What an instance has to do at a moment.
+#[derive(Clone, Copy, Debug)]
+pub struct InstanceLoad {
+    /// How many requests it has finished since it started.
+    pub requests_finished: usize,
+    /// Requests in flight.
+    pub in_flight: usize,
+    /// Requests that wait in its queue.
+    pub queued: usize,
+    /// The state of the whole, as it sees it.
+    pub state: &'static str,
+}
+
+/// Measures the load of this process; `None` if it is gone.
+type MeasureLoad = Box<dyn Fn() -> Option<InstanceLoad> + Send + Sync>;
+
 /// This instance and the others.
-#[derive(Debug)]
 pub struct InstanceRegistry {
     link: Arc<SharedLink>,
     runtime: Handle,
     id: String,
     name: String,
     started_at: SystemTime,
-    /// How many requests this process has finished.
-    requests_finished: Arc<AtomicUsize>,
+    measure_load: MeasureLoad,
     instances: ArcSwap<Instances>,
     /// `None` before this process has joined, and after it has left.
     membership: Mutex<Option<Membership>>,
+}
+
+impl fmt::Debug for InstanceRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InstanceRegistry").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -65,15 +87,23 @@ struct Membership {
 
 impl InstanceRegistry {
     /// A registry that this process has not joined yet.
-    pub fn new(link: &Arc<SharedLink>, requests_finished: &Arc<AtomicUsize>, runtime: &Handle) -> Arc<Self> {
+    pub fn new(
+        link: &Arc<SharedLink>,
+        measure_load: impl Fn() -> Option<InstanceLoad> + Send + Sync + 'static,
+        runtime: &Handle,
+    ) -> Arc<Self> {
         Arc::new(Self {
             link: Arc::clone(link),
             runtime: runtime.clone(),
             id: format!("{:016x}", fastrand::u64(..)),
             name: format!("{}/{}", host_name(), std::process::id()),
             started_at: SystemTime::now(),
-            requests_finished: Arc::clone(requests_finished),
-            instances: ArcSwap::from_pointee(Instances { list: Vec::new(), last_seen_count: 1 }),
+            measure_load: Box::new(measure_load),
+            instances: ArcSwap::from_pointee(Instances {
+                list: Vec::new(),
+                last_seen_count: 1,
+                seen_at: None,
+            }),
             membership: Mutex::default(),
         })
     }
@@ -132,13 +162,20 @@ impl InstanceRegistry {
     }
 
     /// Says that this process lives, and returns all that do.
-    async fn register(&self, requests_per_second: f64) -> Result<Vec<Instance>, SharedError> {
+    async fn register(
+        &self,
+        load: Option<InstanceLoad>,
+        requests_per_second: f64,
+    ) -> Result<Vec<Instance>, SharedError> {
         let own = Instance {
             id: self.id.clone(),
             name: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             since: Some(self.started_at),
             requests_per_second,
+            in_flight: load.map(|load| load.in_flight as u64),
+            queued: load.map(|load| load.queued as u64),
+            state: load.map(|load| load.state.to_owned()),
             is_self: true,
         };
         list_instances(&self.link, Some(&own)).await
@@ -179,9 +216,9 @@ impl Registration {
                 // At once, when there is a connection.
                 _ = state.changed() => self.connected_at = Instant::now(),
             }
-            let finished = self.registry.requests_finished.load(Ordering::Relaxed);
-            let rate = self.rate.observe(Instant::now(), finished);
-            match self.registry.register(rate).await {
+            let load = (self.registry.measure_load)();
+            let rate = load.map_or(0.0, |load| self.rate.observe(Instant::now(), load.requests_finished));
+            match self.registry.register(load, rate).await {
                 Ok(list) => {
                     last_problem = None;
                     self.on_listed(list).await;
@@ -202,7 +239,8 @@ impl Registration {
     async fn on_listed(&mut self, list: Vec<Instance>) {
         let before = self.registry.instances.load().last_seen_count;
         let count = next_count(before, list.len(), self.connected_at.elapsed());
-        self.registry.instances.store(Arc::new(Instances { list, last_seen_count: count }));
+        let seen_at = Some(SystemTime::now());
+        self.registry.instances.store(Arc::new(Instances { list, last_seen_count: count, seen_at }));
         let Some(directory) = self.directory.clone().filter(|_| count != self.saved_count) else { return };
         let written = spawn_blocking(move || directory.replace(FILE_NAME, to_text(count).as_bytes())).await;
         match written {

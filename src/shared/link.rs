@@ -40,15 +40,16 @@ impl SharedLink {
     /// Begins to connect. `password` is what [`find_secret`](super::find_secret) has found.
     pub fn start(config: &RedisConfig, password: Option<RefreshedSecret>, runtime: &Handle) -> Arc<Self> {
         let (outgoing, receiver) = mpsc::channel(OUTGOING_QUEUE_LEN);
-        let state = Arc::new(LinkState::new(ServerAccess::new(config, password), Instant::now()));
+        let access = Arc::new(ServerAccess::new(config, password));
+        let state = Arc::new(LinkState::new(access, Instant::now()));
         let kept = Arc::clone(&state);
         runtime.spawn(async move { keep_connected(&kept, receiver).await });
         Arc::new(Self { state, outgoing })
     }
 
     /// Runs a command. While there is no connection it fails at once. After [`SharedError::Lost`] and
-    /// [`SharedError::TimedOut`] it may have been carried out or not. Commands run in the order in which they are
-    /// called.
+    /// [`SharedError::TimedOut`] it may have been carried out or not. Commands with the same key run in the order in which
+    /// they are called, unless a cluster moves it to another node meanwhile.
     ///
     /// # Errors
     /// [`SharedError`].
@@ -91,7 +92,7 @@ impl SharedLink {
         self.state.is_up()
     }
 
-    /// What is wrong, in one sentence; `None` while it is up, and before the first attempt has ended.
+    /// What is wrong, in one sentence; `None` while all of it is up, and before the first attempt has ended.
     pub fn problem(&self) -> Option<String> {
         self.status().problem
     }
@@ -122,6 +123,6 @@ impl SharedLink {
         time_limit: Duration,
     ) -> Result<Value, SharedError> {
         let reply = timeout(time_limit, reply).await.map_err(|_| SharedError::TimedOut(time_limit))?;
-        reply.map_err(SharedError::from).inspect_err(|error| self.state.on_error(error))
+        reply.map_err(|error| self.state.on_error(SharedError::from(error)))
     }
 }

@@ -1,16 +1,16 @@
 //! What the connection's task and those who use the connection have in common.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
-use redis::aio::MultiplexedConnection;
 use tokio::sync::Notify;
 
 use super::connect::ServerAccess;
 use super::error::SharedError;
 use super::problem::Problem;
+use super::server_connection::ServerConnection;
 use super::status::StatusKeeper;
 use super::subscriptions::Subscriptions;
 
@@ -23,11 +23,11 @@ pub(super) struct OutgoingMessage {
 
 /// The connection, while there is one, and what is kept between two of them.
 pub(super) struct LinkState {
-    pub(super) access: ServerAccess,
+    pub(super) access: Arc<ServerAccess>,
     pub(super) status: StatusKeeper,
     pub(super) subscriptions: Subscriptions,
     /// `None` while there is none.
-    connection: ArcSwapOption<MultiplexedConnection>,
+    connection: ArcSwapOption<ServerConnection>,
     dropped_messages: AtomicU64,
     /// Why a command was refused, if another connection may help.
     doubt: Mutex<Option<Problem>>,
@@ -35,7 +35,7 @@ pub(super) struct LinkState {
 }
 
 impl LinkState {
-    pub(super) fn new(access: ServerAccess, now: Instant) -> Self {
+    pub(super) fn new(access: Arc<ServerAccess>, now: Instant) -> Self {
         Self {
             status: StatusKeeper::new(access.config.address(), now),
             access,
@@ -51,14 +51,14 @@ impl LinkState {
         self.connection.load().is_some()
     }
 
-    pub(super) fn connection(&self) -> Result<MultiplexedConnection, SharedError> {
+    pub(super) fn connection(&self) -> Result<ServerConnection, SharedError> {
         self.connection.load().as_deref().cloned().ok_or(SharedError::Down)
     }
 
-    pub(super) fn set_connection(&self, connection: Option<MultiplexedConnection>) {
+    pub(super) fn set_connection(&self, connection: Option<ServerConnection>) {
         // What an earlier connection was doubted for is over.
         *self.doubt.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.connection.store(connection.map(std::sync::Arc::new));
+        self.connection.store(connection.map(Arc::new));
     }
 
     pub(super) fn count_dropped(&self, messages: usize) {
@@ -70,14 +70,14 @@ impl LinkState {
     }
 
     /// A server that has become a replica or forgets a password says so in each answer; another connection may lead to
-    /// one that does not, or shows the problem to the operator.
-    pub(super) fn on_error(&self, error: &SharedError) {
-        if let SharedError::Refused { code, detail } = error
-            && let Some(problem) = Problem::of_connection(code, detail.as_deref())
-        {
-            *self.doubt.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem);
-            self.doubt_notify.notify_one();
-        }
+    /// one that does not, or shows the problem to the operator. A cluster that is down is like no connection.
+    pub(super) fn on_error(&self, error: SharedError) -> SharedError {
+        let SharedError::Refused { code, detail } = &error else { return error };
+        let Some(problem) = Problem::of_connection(code, detail.as_deref()) else { return error };
+        let is_cluster_down = problem.is_cluster_down();
+        *self.doubt.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem);
+        self.doubt_notify.notify_one();
+        if is_cluster_down { SharedError::Down } else { error }
     }
 
     /// Waits until an answer casts doubt on the connection.

@@ -52,6 +52,12 @@ pub struct Instance {
     pub since: Option<SystemTime>,
     /// Requests per second, in the last ten seconds.
     pub requests_per_second: f64,
+    /// Requests in flight; `None` if it does not tell, as earlier versions.
+    pub in_flight: Option<u64>,
+    /// Requests that wait in its queue; `None` likewise.
+    pub queued: Option<u64>,
+    /// The state of the whole, as it sees it; `None` likewise.
+    pub state: Option<String>,
     /// It is this process.
     pub is_self: bool,
 }
@@ -64,6 +70,9 @@ struct ToldInstance {
     version: String,
     since_ms: Option<u64>,
     requests_per_second: f64,
+    in_flight: Option<u64>,
+    queued: Option<u64>,
+    state: Option<String>,
 }
 
 impl Instance {
@@ -75,6 +84,9 @@ impl Instance {
             version: self.version.clone(),
             since_ms: since.and_then(|since| u64::try_from(since.as_millis()).ok()),
             requests_per_second: self.requests_per_second,
+            in_flight: self.in_flight,
+            queued: self.queued,
+            state: self.state.clone(),
         };
         // Strings and numbers alone cannot fail.
         serde_json::to_string(&told).unwrap_or_default()
@@ -107,6 +119,9 @@ pub(super) fn parse_listing(reply: &Value, own_id: &str) -> Result<Vec<Instance>
             version: clean(&told.version),
             since,
             requests_per_second: told.requests_per_second.max(0.0),
+            in_flight: told.in_flight,
+            queued: told.queued,
+            state: told.state.as_deref().map(clean).filter(|state| !state.is_empty()),
         });
     }
     instances.sort_by(|a, b| (!a.is_self, &a.name, &a.id).cmp(&(!b.is_self, &b.name, &b.id)));
@@ -137,6 +152,9 @@ mod tests {
             version: "0.1.0".to_owned(),
             since: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_420_800_123)),
             requests_per_second: 1.5,
+            in_flight: Some(3),
+            queued: Some(0),
+            state: Some("healthy".to_owned()),
             is_self: false,
         }
     }
@@ -169,6 +187,7 @@ mod tests {
             assert_eq!(found.len(), 1, "{told}");
             assert_eq!((found[0].name.as_str(), found[0].requests_per_second), (name, rate), "{told}");
             assert_eq!(found[0].since, None, "{told}");
+            assert_eq!((found[0].in_flight, &found[0].state), (None, &None), "{told}");
         }
         let long = format!("{{\"name\":\"{}\"}}", "x".repeat(5_000));
         let reply = Value::Array(vec![text("1"), text(&long)]);

@@ -1,15 +1,22 @@
 //! The check of `check --live`: whether the server can be used, and which instances it knows.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use redis::aio::MultiplexedConnection;
 use redis::{Script, Value};
 use tokio::time::timeout;
 
-use super::connect::{OpenConnection, REPLY_TIMEOUT, ServerAccess};
+use super::connect::{REPLY_TIMEOUT, ServerAccess};
 use super::listing::{REGISTER_SCRIPT, parse_listing};
+use super::open_server::{OpenServer, open_server};
 use super::problem::Problem;
+use super::server_connection::ServerConnection;
 use crate::config::{RedisConfig, join_shortened};
 use crate::credentials::RefreshedSecret;
+
+/// How long the nodes of a cluster may take to be reached, all together.
+const NODE_TIME_LIMIT: Duration = Duration::from_secs(10);
 
 /// Connects, authenticates, and lists the instances without becoming one. Each check has a name, and what was found or
 /// what is wrong.
@@ -17,9 +24,13 @@ pub async fn check_server(
     config: &RedisConfig,
     password: Option<RefreshedSecret>,
 ) -> Vec<(&'static str, Result<String, String>)> {
-    let access = ServerAccess::new(config, password);
-    let mut open = match access.connect().await {
-        Ok(open) => open,
+    let access = Arc::new(ServerAccess::new(config, password));
+    let opened = match access.connect().await {
+        Ok(open) => open_server(&access, open, NODE_TIME_LIMIT).await,
+        Err(problem) => Err(problem),
+    };
+    let OpenServer { mut open, mut connection, keeper } = match opened {
+        Ok(server) => server,
         Err(problem) => return vec![("connection", Err(problem.to_string()))],
     };
     let who = match (&access.config.username, &access.password) {
@@ -27,18 +38,24 @@ pub async fn check_server(
         (None, Some(_)) => "authenticated".to_owned(),
         (None, None) => "no password".to_owned(),
     };
-    let server = server_version(&mut open).await.unwrap_or_else(|| "Redis".to_owned());
-    vec![
-        ("connection", Ok(format!("{server} at {} answers; {who}", config.address()))),
-        ("instances", list(&access, &mut open).await),
-    ]
+    let server = server_version(&mut open.connection).await.unwrap_or_else(|| "Redis".to_owned());
+    let mut findings = vec![("connection", Ok(format!("{server} at {} answers; {who}", config.address())))];
+    if let Some(keeper) = &keeper {
+        findings.extend(keeper.node_problems().into_iter().map(|(address, problem)| {
+            let problem = problem.map(|problem| format!("{address}: {problem}"));
+            ("node", problem.map_or_else(|| Ok(format!("{address} answers")), Err))
+        }));
+        findings.extend(keeper.partial_problem().map(|problem| ("slots", Err(problem))));
+    }
+    findings.push(("instances", list(&access, &mut connection).await));
+    findings
 }
 
-async fn list(access: &ServerAccess, open: &mut OpenConnection) -> Result<String, String> {
+async fn list(access: &ServerAccess, connection: &mut ServerConnection) -> Result<String, String> {
     let script = Script::new(REGISTER_SCRIPT);
     let mut invocation = script.prepare_invoke();
     invocation.key(access.keys.key("instances")).arg("").arg("");
-    let reply = timeout(REPLY_TIMEOUT, invocation.invoke_async::<Value>(&mut open.connection)).await;
+    let reply = timeout(REPLY_TIMEOUT, invocation.invoke_async::<Value>(connection)).await;
     let reply = reply
         .map_err(|_| Problem::Silent(REPLY_TIMEOUT))
         .and_then(|reply| reply.map_err(|error| access.problem_of(&error, false)))
@@ -53,10 +70,10 @@ async fn list(access: &ServerAccess, open: &mut OpenConnection) -> Result<String
 }
 
 /// The name and version of the server, if this user may ask for it.
-async fn server_version(open: &mut OpenConnection) -> Option<String> {
+async fn server_version(connection: &mut MultiplexedConnection) -> Option<String> {
     let mut command = redis::cmd("INFO");
     command.arg("server");
-    let info = timeout(Duration::from_secs(1), command.query_async::<String>(&mut open.connection)).await;
+    let info = timeout(Duration::from_secs(1), command.query_async::<String>(connection)).await;
     version_in(&info.ok()?.ok()?)
 }
 

@@ -1,10 +1,11 @@
-//! What several instances know together, through one Redis or Valkey: the connection to it, and the registry of the
+//! What several instances know together, through one Redis or Valkey, or a cluster of them: the connection to it, and the registry of the
 //! instances that use it.
 //!
 //! Nothing here waits for the server on the way of a request: [`SharedLink::run`] has a time limit of a few
 //! milliseconds, and fails at once while there is no connection. What is kept under the keys is left to the users.
 
 mod backoff;
+mod cluster;
 mod connect;
 mod error;
 mod instances;
@@ -13,14 +14,18 @@ mod link;
 mod link_state;
 mod listing;
 mod live_check;
+mod node_address;
+mod open_server;
 mod problem;
+mod server_connection;
 mod session;
 mod status;
 mod stream;
 mod subscriptions;
+mod watch;
 
 pub use self::error::SharedError;
-pub use self::instances::{InstanceRegistry, Instances};
+pub use self::instances::{InstanceLoad, InstanceRegistry, Instances};
 pub use self::keys::KeySpace;
 pub use self::link::{DEFAULT_TIME_LIMIT, SharedLink};
 pub use self::listing::Instance;

@@ -1,6 +1,7 @@
 //! Why the server cannot be used, in words for an operator. No message has a password.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{ErrorKind, RedisError};
@@ -10,6 +11,9 @@ use crate::system_error::{describe, describe_lookup, describe_tls};
 
 /// The longest text of the server that is shown, in characters.
 const MAX_SERVER_TEXT: usize = 200;
+
+/// In the answer of a node that works, about a slot that no node has.
+pub(super) const SLOT_NOT_SERVED: &str = "Hash slot not served";
 
 /// Why the server cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +42,8 @@ pub(super) enum Problem {
     Refused { code: String, text: String },
     #[error("it does not speak the protocol of Redis 6.0: {0}")]
     Protocol(String),
+    #[error("node {address} of the cluster: {problem}")]
+    Node { address: String, problem: Arc<Problem> },
 }
 
 impl Problem {
@@ -65,6 +71,16 @@ impl Problem {
             .then(|| Self::Refused { code: code.to_owned(), text: shorten(detail.unwrap_or_default()) })
     }
 
+    /// A cluster refuses all commands, because a part of its slots has no server.
+    pub(super) fn cluster_down() -> Self {
+        Self::Refused { code: "CLUSTERDOWN".to_owned(), text: String::new() }
+    }
+
+    /// Whether the cluster refuses all commands.
+    pub(super) fn is_cluster_down(&self) -> bool {
+        matches!(self, Self::Refused { code, text } if code == "CLUSTERDOWN" && !text.contains(SLOT_NOT_SERVED))
+    }
+
     /// Whether the server does not accept the password.
     pub(super) fn is_about_password(&self) -> bool {
         matches!(self, Self::Refused { code, .. } if code == "WRONGPASS")
@@ -87,10 +103,10 @@ fn explain_reply(code: &str, text: &str) -> String {
         "NOPERM" => {
             "the user of shared.redis may not run what is needed; give it all commands on its keys and channels"
         }
-        "MOVED" | "ASK" | "CLUSTERDOWN" | "CROSSSLOT" => {
-            "it is a node of a cluster whose clients have to find the node of each key, which is not supported; choose the \
-             cluster policy Enterprise, or a server without clustering"
+        "MOVED" | "ASK" => {
+            "it is a node of a cluster and does not say which node has which keys; allow its user the command CLUSTER SLOTS"
         }
+        "CLUSTERDOWN" => "a part of the cluster has no server",
         "READONLY" => "it is a replica, to which nothing can be written; write the address of the primary",
         "LOADING" => "it is still loading its data",
         "MASTERDOWN" => "it is a replica that has lost its primary",
@@ -135,7 +151,12 @@ mod tests {
                 "NOPERM this user has no permissions to run the 'eval' command",
                 "the user of shared.redis may not run",
             ),
-            ("MOVED 3999 127.0.0.1:6381", "it is a node of a cluster"),
+            (
+                "MOVED 3999 127.0.0.1:6381",
+                "it is a node of a cluster and does not say which node has which keys; allow its user the command CLUSTER \
+                 SLOTS (MOVED: 3999 127.0.0.1:6381)",
+            ),
+            ("CLUSTERDOWN The cluster is down", "a part of the cluster has no server (CLUSTERDOWN: The"),
             ("READONLY You can't write against a read only replica.", "it is a replica"),
             (
                 "ERR Error running script (call to f_1): @user_script:1: @user_script: 1: -READONLY You can't write against",
@@ -156,6 +177,20 @@ mod tests {
             assert!(problem.to_string().starts_with(expected), "{line}: {problem}");
             assert_eq!(problem.is_about_password(), line.starts_with("WRONGPASS"), "{line}");
         }
+    }
+
+    #[test]
+    fn a_cluster_is_down_if_it_is_not_one_slot_only() {
+        for (line, expected) in [
+            ("CLUSTERDOWN The cluster is down", true),
+            ("CLUSTERDOWN The cluster is down and only accepts read commands", true),
+            ("CLUSTERDOWN Hash slot not served", false),
+            ("LOADING Redis is loading the dataset in memory", false),
+        ] {
+            let problem = Problem::from_redis(&server_error(line), false, false);
+            assert_eq!(problem.is_cluster_down(), expected, "{line}");
+        }
+        assert!(Problem::cluster_down().is_cluster_down());
     }
 
     #[test]

@@ -1,22 +1,21 @@
 //! One connection from its first to its last command: it is watched, carries what is published, and brings what others
 //! publish.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use redis::aio::MultiplexedConnection;
-use redis::{Msg, PushInfo, cmd};
+use redis::{Msg, PushInfo};
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
-use super::backoff::Backoff;
-use super::connect::{OpenConnection, REPLY_TIMEOUT, ServerAccess};
+use super::backoff::{Backoff, STABLE_AFTER};
+use super::cluster::ClusterKeeper;
+use super::connect::{OpenConnection, REPLY_TIMEOUT};
 use super::link_state::{LinkState, OutgoingMessage};
+use super::open_server::{OpenServer, open_server};
 use super::problem::Problem;
+use super::watch::watch;
 
-/// How often the server is asked whether it answers.
-const PING_INTERVAL: Duration = Duration::from_millis(500);
-/// A connection that was up for so long was a good one: the next attempt comes at once.
-const STABLE_AFTER: Duration = Duration::from_secs(2);
 /// How many messages are published with one write.
 const MAX_BATCH_LEN: usize = 64;
 
@@ -24,18 +23,16 @@ const MAX_BATCH_LEN: usize = 64;
 pub(super) async fn keep_connected(state: &LinkState, mut outgoing: mpsc::Receiver<OutgoingMessage>) {
     let mut backoff = Backoff::default();
     loop {
+        let up_since = Instant::now();
         let problem = match state.access.connect().await {
-            Ok(open) => {
-                let up_since = Instant::now();
-                let problem = serve(state, open, &mut outgoing).await;
-                state.set_connection(None);
-                if up_since.elapsed() >= STABLE_AFTER {
-                    backoff.reset();
-                }
-                problem
-            }
+            Ok(open) => serve(state, open, &mut outgoing).await,
             Err(problem) => problem,
         };
+        let was_up = state.is_up();
+        state.set_connection(None);
+        if was_up && up_since.elapsed() >= STABLE_AFTER {
+            backoff.reset();
+        }
         state.status.on_down(&problem.to_string(), Instant::now());
         // They are of the moment; later they would mislead.
         while outgoing.try_recv().is_ok() {
@@ -48,16 +45,21 @@ pub(super) async fn keep_connected(state: &LinkState, mut outgoing: mpsc::Receiv
 /// Uses a connection until it fails.
 async fn serve(
     state: &LinkState,
-    open: OpenConnection,
+    mut open: OpenConnection,
     outgoing: &mut mpsc::Receiver<OutgoingMessage>,
 ) -> Problem {
-    let OpenConnection { connection, pushes, mut driver, password_id } = open;
     // First: once the connection is up, no message is missed.
     let mut subscribed = 0;
-    if let Err(problem) = subscribe(state, &mut connection.clone(), &mut subscribed).await {
+    if let Err(problem) = subscribe(state, &mut open.connection, &mut subscribed).await {
         return problem;
     }
-    state.set_connection(Some(connection.clone()));
+    let server = match open_server(&state.access, open, REPLY_TIMEOUT).await {
+        Ok(server) => server,
+        Err(problem) => return problem,
+    };
+    let OpenServer { open, connection: commands, keeper } = server;
+    let OpenConnection { connection, pushes, mut driver, password_id, .. } = open;
+    state.set_connection(Some(commands));
     state.status.on_up(Instant::now());
     tokio::select! {
         () = driver.ended() => Problem::Closed,
@@ -65,39 +67,20 @@ async fn serve(
         problem = publish(state, connection.clone(), outgoing) => problem,
         problem = follow_subscriptions(state, connection.clone(), subscribed) => problem,
         problem = receive(state, pushes) => problem,
+        problem = follow_cluster(state, keeper, connection.clone()) => problem,
         problem = state.doubted() => problem,
     }
 }
 
-/// Asks the server again and again whether it answers, and sends it a renewed password. Ends when it does not answer.
-async fn watch(
-    access: &ServerAccess,
-    mut connection: MultiplexedConnection,
-    mut password_id: u64,
+/// Follows the changes of a cluster. Without one, it never ends.
+async fn follow_cluster(
+    state: &LinkState,
+    keeper: Option<ClusterKeeper>,
+    connection: MultiplexedConnection,
 ) -> Problem {
-    let mut ticks = interval(PING_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let mut command = cmd("PING");
-        let renewed = access.password.as_ref().and_then(|secret| secret.current_value());
-        if let Some(password) = renewed.filter(|password| password.id != password_id) {
-            password_id = password.id;
-            command = cmd("AUTH");
-            if let Some(username) = &access.config.username {
-                command.arg(username);
-            }
-            command.arg(password.secret.expose_secret());
-        }
-        match timeout(REPLY_TIMEOUT, command.query_async::<()>(&mut connection)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                let problem = access.problem_of(&error, false);
-                access.on_problem(&problem, password_id);
-                return problem;
-            }
-            Err(_) => return Problem::Silent(REPLY_TIMEOUT),
-        }
+    match keeper {
+        Some(keeper) => keeper.run(connection, |problem| state.status.on_partial_problem(problem)).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -9,12 +9,15 @@ use tokio::sync::watch;
 /// What it means for an operator that the server is away.
 const CONSEQUENCE: &str = "This instance goes on with what it knows, and connects again as soon as it can";
 
+/// What it means that a part of a cluster is away.
+const PARTIAL_CONSEQUENCE: &str = "This instance goes on by itself with what is kept there";
+
 /// The state of the connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkStatus {
-    /// Commands are answered.
+    /// Commands are answered; in part, if there is a problem.
     pub is_up: bool,
-    /// What is wrong, in one sentence; `None` while it is up, and before the first attempt has ended.
+    /// What is wrong, in one sentence; `None` while all of it is up, and before the first attempt has ended.
     pub problem: Option<String>,
     /// Since when it is up or not; `None` before the first attempt has ended.
     pub since: Option<SystemTime>,
@@ -46,12 +49,33 @@ impl StatusKeeper {
     pub(super) fn on_up(&self, now: Instant) {
         let message = {
             let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-            let away = status.0.problem.is_some().then(|| now.saturating_duration_since(status.1));
+            let was_down = !status.0.is_up && status.0.problem.is_some();
+            let away = was_down.then(|| now.saturating_duration_since(status.1));
             *status = (LinkStatus { is_up: true, problem: None, since: Some(SystemTime::now()) }, now);
             up_message(&self.address, away)
         };
         info!("{message}");
         self.is_up.send_replace(true);
+    }
+
+    /// While it is up: a part of the cluster cannot be used; `None` if all of it can. Logged when it begins and ends.
+    pub(super) fn on_partial_problem(&self, problem: Option<String>) {
+        let problem =
+            problem.map(|problem| format!("cannot use a part of Redis at {}: {problem}", self.address));
+        let before = {
+            let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+            if !status.0.is_up {
+                return;
+            }
+            std::mem::replace(&mut status.0.problem, problem.clone())
+        };
+        match (before, problem) {
+            (None, Some(problem)) => warn!("shared.redis: {problem}. {PARTIAL_CONSEQUENCE}"),
+            (Some(_), None) => {
+                info!("shared.redis: all of the cluster at {} can be used again", self.address);
+            }
+            _ => {}
+        }
     }
 
     /// Logged if it was not down already. The newest problem is what an operator sees.
@@ -103,6 +127,21 @@ mod tests {
         assert!(up.is_up && up.problem.is_none() && *keeper.subscribe().borrow());
         keeper.on_down("closed", now);
         assert!(!keeper.current().is_up && !*keeper.subscribe().borrow());
+    }
+
+    #[test]
+    fn a_part_can_be_away_only_while_it_is_up() {
+        let (keeper, now) = (StatusKeeper::new("a:1".to_owned(), Instant::now()), Instant::now());
+        keeper.on_partial_problem(Some("2 slots".to_owned()));
+        assert_eq!(keeper.current(), LinkStatus::default());
+        keeper.on_up(now);
+        let since = keeper.current().since;
+        keeper.on_partial_problem(Some("2 slots".to_owned()));
+        let partial = keeper.current();
+        assert_eq!(partial.problem.as_deref(), Some("cannot use a part of Redis at a:1: 2 slots"));
+        assert_eq!((partial.is_up, partial.since), (true, since));
+        keeper.on_partial_problem(None);
+        assert_eq!(keeper.current().problem, None);
     }
 
     #[test]

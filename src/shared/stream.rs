@@ -13,6 +13,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tokio_openssl::SslStream;
 
+use super::node_address::NodeAddress;
 use super::problem::Problem;
 use crate::config::RedisConfig;
 use crate::files::{MAX_CA_FILE_BYTES, read_file};
@@ -24,19 +25,23 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for S {}
 
-/// Connects to the server.
-pub(super) async fn open_stream(config: &RedisConfig) -> Result<Box<dyn ByteStream>, Problem> {
-    let stream = connect(&config.endpoint.host, config.endpoint.port).await?;
+/// Connects to a server.
+pub(super) async fn open_stream(
+    config: &RedisConfig,
+    address: &NodeAddress,
+) -> Result<Box<dyn ByteStream>, Problem> {
+    let stream = connect(address).await?;
     if config.endpoint.uses_tls {
-        Ok(Box::new(handshake(config, stream).await?))
+        let name = address.certificate_name(&config.endpoint.host);
+        Ok(Box::new(handshake(config, name, stream).await?))
     } else {
         Ok(Box::new(stream))
     }
 }
 
 /// Connects to the first address of the name that accepts.
-async fn connect(host: &str, port: u16) -> Result<TcpStream, Problem> {
-    let lookup = timeout(STEP_TIMEOUT, lookup_host((host, port))).await;
+async fn connect(address: &NodeAddress) -> Result<TcpStream, Problem> {
+    let lookup = timeout(STEP_TIMEOUT, lookup_host((address.host.as_str(), address.port))).await;
     let addresses =
         lookup.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(Problem::Lookup)?;
     let connecting = async {
@@ -56,7 +61,12 @@ async fn connect(host: &str, port: u16) -> Result<TcpStream, Problem> {
     Ok(stream)
 }
 
-async fn handshake(config: &RedisConfig, stream: TcpStream) -> Result<SslStream<TcpStream>, Problem> {
+/// `name` is the name that the certificate has to be for.
+async fn handshake(
+    config: &RedisConfig,
+    name: &str,
+    stream: TcpStream,
+) -> Result<SslStream<TcpStream>, Problem> {
     let has_own_ca = config.ca_file.is_some();
     let problem = |text: String| Problem::Tls { text, has_own_ca };
     let mut connector =
@@ -65,8 +75,7 @@ async fn handshake(config: &RedisConfig, stream: TcpStream) -> Result<SslStream<
         // In place of the system's, which the connector has read.
         connector.set_cert_store(read_authorities(path).map_err(Problem::Authorities)?);
     }
-    let ssl =
-        connector.build().configure().and_then(|configuration| configuration.into_ssl(&config.endpoint.host));
+    let ssl = connector.build().configure().and_then(|configuration| configuration.into_ssl(name));
     let ssl = ssl.map_err(|error| problem(error.to_string()))?;
     let mut stream = SslStream::new(ssl, stream).map_err(|error| problem(error.to_string()))?;
     match timeout(STEP_TIMEOUT, Pin::new(&mut stream).connect()).await {

@@ -78,7 +78,7 @@ impl Fixture {
     }
 }
 
-fn home_key(id: &str) -> String {
+pub(crate) fn home_key(id: &str) -> String {
     format!("aoai-lb:1:home:{}", &sha256_hex(&format!("aoai-lb id\0{id}"))[..32])
 }
 

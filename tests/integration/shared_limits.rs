@@ -20,39 +20,36 @@ const PLACE_LIFETIME: Duration = Duration::from_secs(5);
 /// A configuration with a state directory.
 const WITH_STATE: &str = "server: { drain_delay: 0s, state_directory: state }\n";
 
-/// Balancers with the same limits, one Redis and one resource.
-struct Instances {
-    server: RedisServer,
+/// Balancers with the same limits, one Redis or cluster and one resource.
+pub(crate) struct Instances<S = RedisServer> {
+    pub(crate) server: S,
     upstream: ScriptedUpstream,
-    balancers: Vec<Balancer>,
+    pub(crate) balancers: Vec<Balancer>,
 }
 
 impl Instances {
     async fn start(count: usize, limits: &str, extra_yaml: &str) -> Self {
-        Self::start_with(RedisServer::start(&[]).await, "", count, limits, extra_yaml).await
+        let server = RedisServer::start(&[]).await;
+        let yaml = server.shared_yaml("") + extra_yaml;
+        Self::start_with(server, count, limits, &yaml).await
     }
+}
 
-    /// The same with this server, and these further keys for it.
-    async fn start_with(
-        server: RedisServer,
-        redis_keys: &str,
-        count: usize,
-        limits: &str,
-        extra_yaml: &str,
-    ) -> Self {
+impl<S> Instances<S> {
+    /// The configuration names the server.
+    pub(crate) async fn start_with(server: S, count: usize, limits: &str, yaml: &str) -> Self {
         let upstream = ScriptedUpstream::start(answer).await;
         let backend = support::backend_yaml("a", &format!("http://{}", upstream.address), LISTED_DEPLOYMENTS);
         let mut balancers = Vec::new();
         for _ in 0..count {
-            let yaml = server.shared_yaml(redis_keys) + extra_yaml;
-            balancers.push(Balancer::start_with_clients(&backend, &clients(limits), &yaml).await);
+            balancers.push(Balancer::start_with_clients(&backend, &clients(limits), yaml).await);
         }
         let instances = Self { server, upstream, balancers };
         instances.wait_until_all_are_seen().await;
         instances
     }
 
-    async fn wait_until_all_are_seen(&self) {
+    pub(crate) async fn wait_until_all_are_seen(&self) {
         for balancer in &self.balancers {
             balancer
                 .wait_for_status("all instances are seen", |status| {
@@ -66,7 +63,7 @@ impl Instances {
 
     /// Sends this many requests to each balancer at once, and returns how many each of them has answered. The others are
     /// refused by this limit.
-    async fn answered(&self, requests: usize, limit: &str) -> Vec<usize> {
+    pub(crate) async fn answered(&self, requests: usize, limit: &str) -> Vec<usize> {
         let mut tasks = JoinSet::new();
         for (index, balancer) in self.balancers.iter().enumerate() {
             for _ in 0..requests {
@@ -88,7 +85,7 @@ impl Instances {
     }
 
     /// What is used of the first limit, as each balancer knows it.
-    async fn used(&self) -> Vec<u64> {
+    pub(crate) async fn used(&self) -> Vec<u64> {
         let mut used = Vec::new();
         for balancer in &self.balancers {
             used.push(used_at(balancer).await);
@@ -97,7 +94,7 @@ impl Instances {
     }
 
     /// How many requests were admitted or refused without Redis, because it did not answer within five milliseconds.
-    async fn limited_alone(&self) -> usize {
+    pub(crate) async fn limited_alone(&self) -> usize {
         let mut sum = 0;
         for balancer in &self.balancers {
             let count = &balancer.status().await["shared"]["requests_limited_alone"];
@@ -120,7 +117,7 @@ impl Instances {
         .await
     }
 
-    async fn wait_until_used(&self, expected: u64) {
+    pub(crate) async fn wait_until_used(&self, expected: u64) {
         self.wait_until_used_between(expected, expected).await;
     }
 
@@ -141,7 +138,7 @@ async fn post_on(client: &mut Client, fields: &Value) -> Response {
     client.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], chat(fields).as_bytes()).await
 }
 
-async fn post(balancer: &Balancer) -> Response {
+pub(crate) async fn post(balancer: &Balancer) -> Response {
     post_on(&mut balancer.connect().await, &json!({})).await
 }
 
@@ -332,8 +329,8 @@ async fn the_rights_in_the_manual_are_enough_for_limits() {
     let server = RedisServer::start(&[]).await;
     server.add_user_of_manual("hush").await;
     let limits = "requests_per_minute: 600, tokens_per_day: 100000, in_flight: 10";
-    let keys = ", username: aoai-lb, password: hush";
-    let mut instances = Instances::start_with(server, keys, 2, limits, "").await;
+    let yaml = server.shared_yaml(", username: aoai-lb, password: hush");
+    let mut instances = Instances::start_with(server, 2, limits, &yaml).await;
     for balancer in &instances.balancers {
         assert_eq!(post(balancer).await.status, 200);
     }
@@ -361,4 +358,35 @@ async fn a_full_server_is_logged_once_and_no_request_fails() {
     assert_eq!(post(balancer).await.status, 200);
     instances.wait_until_used(22).await;
     assert_eq!(balancer.log().matches(problem).count(), 1);
+}
+
+/// How many commands a server has run, also in scripts, and its time in seconds.
+async fn commands_run(server: &RedisServer) -> (u64, f64) {
+    let info = server.command("", &["INFO", "commandstats"]).await;
+    let info: String = redis::from_redis_value(info).unwrap();
+    let calls = info.lines().filter_map(|line| line.split_once(":calls=")?.1.split(',').next());
+    let calls = calls.map(|calls| calls.parse::<u64>().unwrap()).sum();
+    let time = server.command("", &["TIME"]).await;
+    let (seconds, micros): (f64, f64) = redis::from_redis_value(time).unwrap();
+    (calls, seconds + micros / 1e6)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_cost_few_commands_while_no_requests_come() {
+    /// For each instance with one client, whatever it shares.
+    const MAX_PER_SECOND: f64 = 20.0;
+    let limits = "requests_per_minute: 600, tokens_per_minute: 100000, in_flight: 10";
+    let instances = Instances::start(2, limits, "").await;
+    for balancer in &instances.balancers {
+        assert_eq!(post(balancer).await.status, 200);
+    }
+    instances.wait_until_used(2).await;
+    let before = commands_run(&instances.server).await;
+    // What is measured is a rate: it needs time. It includes the refresh of limits that are not in use.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let after = commands_run(&instances.server).await;
+    let per_second = (after.0 - before.0) as f64 / (after.1 - before.1) / 2.0;
+    assert!(per_second <= MAX_PER_SECOND, "{per_second} commands per second");
+    // It still shares.
+    assert!(per_second >= 2.0, "{per_second} commands per second");
 }

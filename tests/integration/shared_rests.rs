@@ -22,7 +22,7 @@ const CHANNEL: &str = "aoai-lb:1:channel:unavailability";
 const BROKEN_MESSAGE: &str = "a message about unavailable backends is ignored";
 
 /// A backend that answers as it is set to, and keeps the times of the requests that it gets.
-struct Backend {
+pub(crate) struct Backend {
     upstream: ScriptedUpstream,
     /// The `retry-after-ms` of its 429s; 0 if it does not answer 429.
     retry_after_ms: Arc<AtomicU64>,
@@ -32,7 +32,7 @@ struct Backend {
 
 impl Backend {
     /// `rejection` is what it answers while it is broken.
-    async fn start(status: u16, rejection: &'static str) -> Self {
+    pub(crate) async fn start(status: u16, rejection: &'static str) -> Self {
         let (retry_after_ms, is_broken) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let times = Arc::<Mutex<Vec<Instant>>>::default();
         let (wait, broken, arrivals) =
@@ -57,11 +57,11 @@ impl Backend {
         Self { upstream, retry_after_ms, is_broken, times }
     }
 
-    async fn healthy() -> Self {
+    pub(crate) async fn healthy() -> Self {
         Self::start(500, "{}").await
     }
 
-    fn throttle(&self, retry_after: Duration) {
+    pub(crate) fn throttle(&self, retry_after: Duration) {
         self.retry_after_ms.store(retry_after.as_millis() as u64, Ordering::SeqCst);
     }
 
@@ -69,11 +69,11 @@ impl Backend {
         self.is_broken.store(is_broken, Ordering::SeqCst);
     }
 
-    fn request_count(&self) -> usize {
+    pub(crate) fn request_count(&self) -> usize {
         self.times.lock().unwrap().len()
     }
 
-    fn yaml(&self, name: &str, more: &str) -> String {
+    pub(crate) fn yaml(&self, name: &str, more: &str) -> String {
         backend_yaml(
             name,
             &format!("http://{}", self.upstream.address),
@@ -87,7 +87,7 @@ impl Backend {
 }
 
 /// Balancers with these backends, which know of each other.
-async fn start_balancers(count: usize, backends: &str, extra: &str) -> Vec<Balancer> {
+pub(crate) async fn start_balancers(count: usize, backends: &str, extra: &str) -> Vec<Balancer> {
     let mut balancers = Vec::new();
     for _ in 0..count {
         balancers.push(Balancer::start(backends, extra).await);
@@ -111,7 +111,7 @@ fn state_of(status: &Value, name: &str) -> (String, Vec<String>) {
     (backend["state"].as_str().unwrap().to_owned(), reasons.collect())
 }
 
-async fn wait_until_resting(balancer: &Balancer, name: &str, reason: &str) {
+pub(crate) async fn wait_until_resting(balancer: &Balancer, name: &str, reason: &str) {
     balancer
         .wait_for_status(&format!("{name} rests: {reason}"), |status| {
             let (state, parts) = state_of(status, name);

@@ -23,13 +23,13 @@ fn status_command(arguments: &[&str]) -> Command {
 }
 
 /// Runs the command, and returns its exit code and what it printed.
-async fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
+pub(crate) async fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = status_command(arguments).output().await.unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
-fn admin_url(balancer: &Balancer) -> String {
+pub(crate) fn admin_url(balancer: &Balancer) -> String {
     format!("http://{}", balancer.admin_address)
 }
 

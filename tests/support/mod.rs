@@ -10,6 +10,7 @@ pub mod h2;
 pub mod identity;
 pub mod ingestion;
 pub mod ports;
+pub mod redis_cluster;
 pub mod redis_server;
 pub mod responses_upstream;
 pub mod stateful_upstream;

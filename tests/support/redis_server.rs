@@ -27,7 +27,9 @@ impl RedisServer {
     /// Like [`Self::start`], on this port.
     pub async fn start_on(port: u16, arguments: &[&str]) -> Self {
         let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let port_key = if arguments.iter().any(|argument| argument == "--tls-cert-file") {
+        let has = |name: &str| arguments.iter().any(|argument| argument == name);
+        // With a port for TLS of its own it has both.
+        let port_key = if has("--tls-cert-file") && !has("--tls-port") {
             vec!["--port".to_owned(), "0".to_owned(), "--tls-port".to_owned(), port.to_string()]
         } else {
             vec!["--port".to_owned(), port.to_string()]
@@ -70,16 +72,21 @@ impl RedisServer {
 
     /// Runs a command on a connection of its own, with this password if it is not empty.
     pub async fn command(&self, password: &str, parts: &[&str]) -> redis::Value {
+        self.try_command(password, parts).await.unwrap()
+    }
+
+    /// The same, if the server may refuse it.
+    pub async fn try_command(&self, password: &str, parts: &[&str]) -> redis::RedisResult<redis::Value> {
         // Authenticated by HELLO: a test may count AUTH.
         let url = format!("redis://:{password}@127.0.0.1:{}?protocol=resp3", self.port);
         let url = if password.is_empty() { self.url() } else { url };
-        let client = redis::Client::open(url).unwrap();
-        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let client = redis::Client::open(url)?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
         let mut command = redis::Cmd::new();
         for part in parts {
             command.arg(part);
         }
-        command.query_async(&mut connection).await.unwrap()
+        command.query_async(&mut connection).await
     }
 
     /// Creates the user `aoai-lb` with the rights that the manual names.

@@ -17,5 +17,6 @@ function showShared(status) {
   setVisible($('instance-table'), instances.length > 0);
   const since = nonEmptyText(shared.since) ? ` since ${formatTime(shared.since)}` : '';
   const probes = objectsIn(shared.probes).slice(0, MOST_INSTANCES).map(probe => ` ${nonEmptyText(probe.instance) ?? 'unnamed'} probes ${[probe.backend, probe.name || probe.part].map(nonEmptyText).filter(Boolean).join(' / ')}.`).join('');
-  setText($('instances-note'), shared.up === true ? `Connected${since}.${probes}` : nonEmptyText(shared.problem) ? `▲ Not connected${since}: ${shared.problem}. ${pluralize(shared.last_seen_count, 'instance')} before.` : 'Connecting …');
+  const partly = nonEmptyText(shared.problem) ? `▲ Connected in part${since}: ${shared.problem}.` : `Connected${since}.`;
+  setText($('instances-note'), shared.up === true ? `${partly}${probes}` : nonEmptyText(shared.problem) ? `▲ Not connected${since}: ${shared.problem}. ${pluralize(shared.last_seen_count, 'instance')} before.` : 'Connecting …');
 }

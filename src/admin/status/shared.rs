@@ -1,6 +1,6 @@
 //! What this instance shares with others: whether the server answers, and who is there.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +8,8 @@ use crate::admin::wall_clock::format_rfc3339;
 use crate::gateway::{ProbeLead, ProcessState, SharedRests};
 use crate::shared::{Instance, Instances, LinkStatus};
 
+/// A list of instances that is older than this is not what is there now: each is in it for five seconds.
+const MAX_LIST_AGE: Duration = Duration::from_secs(5);
 /// How many instances are listed at most.
 const MAX_LISTED_INSTANCES: usize = 500;
 
@@ -16,7 +18,7 @@ const MAX_LISTED_INSTANCES: usize = 500;
 #[expect(missing_docs, reason = "the names say it")]
 pub struct SharedStatus {
     pub up: bool,
-    /// Why it is not up; `null` also before the first attempt has ended.
+    /// Why it is not up, or not all of it; `null` also before the first attempt has ended.
     pub problem: Option<String>,
     /// Since when it is up or not.
     pub since: Option<String>,
@@ -27,6 +29,12 @@ pub struct SharedStatus {
     pub requests_limited_alone: u64,
     /// Those that were last seen, this one first.
     pub instances: Vec<InstanceStatus>,
+    /// When they were last seen; `null` if they were not yet.
+    #[serde(default)]
+    pub instances_seen: Option<String>,
+    /// Whether that is what is there now.
+    #[serde(default)]
+    pub instances_current: bool,
     /// Who probes what is unavailable.
     #[serde(default)]
     pub probes: Vec<ProbeStatus>,
@@ -57,6 +65,15 @@ pub struct InstanceStatus {
     pub since: Option<String>,
     /// In the last ten seconds.
     pub requests_per_second: f64,
+    /// Requests; `null`, as the next two, if its version does not tell.
+    #[serde(default)]
+    pub in_flight: Option<u64>,
+    /// Requests that wait in its queue.
+    #[serde(default)]
+    pub queued: Option<u64>,
+    /// The state of the whole, as it sees it.
+    #[serde(default)]
+    pub state: Option<String>,
     pub is_self: bool,
 }
 
@@ -65,12 +82,19 @@ pub(in crate::admin) fn shared_status(process: &ProcessState) -> Option<SharedSt
     let shared = process.shared.get()?;
     let leads = process.shared_rests.get().map(SharedRests::leads).unwrap_or_default();
     let instances = shared.instances.instances();
-    let status = status_of(shared.link.status(), &instances, shared.instances.own_id(), &leads);
+    let (link, own_id) = (shared.link.status(), shared.instances.own_id());
+    let status = status_of(link, &instances, own_id, &leads, SystemTime::now());
     let requests_limited_alone = process.limit_reporter.get().map_or(0, |reporter| reporter.limited_alone());
     Some(SharedStatus { requests_limited_alone, ..status })
 }
 
-fn status_of(link: LinkStatus, instances: &Instances, own_id: &str, leads: &[ProbeLead]) -> SharedStatus {
+fn status_of(
+    link: LinkStatus,
+    instances: &Instances,
+    own_id: &str,
+    leads: &[ProbeLead],
+    now: SystemTime,
+) -> SharedStatus {
     let LinkStatus { is_up, problem, since } = link;
     let format = |time: Option<SystemTime>| time.map(format_rfc3339);
     let to_status = |instance: &Instance| InstanceStatus {
@@ -79,6 +103,9 @@ fn status_of(link: LinkStatus, instances: &Instances, own_id: &str, leads: &[Pro
         version: instance.version.clone(),
         since: format(instance.since),
         requests_per_second: instance.requests_per_second,
+        in_flight: instance.in_flight,
+        queued: instance.queued,
+        state: instance.state.clone(),
         is_self: instance.is_self,
     };
     let to_probe = |lead: &ProbeLead| {
@@ -99,8 +126,15 @@ fn status_of(link: LinkStatus, instances: &Instances, own_id: &str, leads: &[Pro
         last_seen_count: instances.last_seen_count as u64,
         requests_limited_alone: 0,
         instances: instances.list.iter().take(MAX_LISTED_INSTANCES).map(to_status).collect(),
+        instances_seen: format(instances.seen_at),
+        instances_current: is_up && instances.seen_at.is_some_and(|seen_at| is_recent(seen_at, now)),
         probes: leads.iter().take(MAX_LISTED_INSTANCES).map(to_probe).collect(),
     }
+}
+
+/// Whether a list of this time is not too old. The clock may have been set back meanwhile.
+fn is_recent(seen_at: SystemTime, now: SystemTime) -> bool {
+    now.duration_since(seen_at).is_ok_and(|age| age <= MAX_LIST_AGE)
 }
 
 #[cfg(test)]
@@ -119,6 +153,9 @@ mod tests {
             version: "0.1.0".to_owned(),
             since: None,
             requests_per_second: 2.5,
+            in_flight: Some(4),
+            queued: None,
+            state: Some("healthy".to_owned()),
             is_self: true,
         };
         let link = LinkStatus {
@@ -133,20 +170,28 @@ mod tests {
         };
         let leads =
             [lead(SharedPart::Deployment("gpt-4o".to_owned()), "1"), lead(SharedPart::Credential, "unseen")];
-        let instances = Instances { list: vec![instance], last_seen_count: 3 };
-        let status = status_of(link, &instances, "1", &leads);
+        let instances =
+            Instances { list: vec![instance], last_seen_count: 3, seen_at: Some(SystemTime::UNIX_EPOCH) };
+        let seconds = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let status = status_of(link, &instances, "1", &leads, seconds(3));
         let expected = json!({
             "up": false, "problem": "cannot", "since": "1970-01-01T00:00:00.000Z", "last_seen_count": 3,
             "requests_limited_alone": 0,
             "instances": [{
                 "id": "1", "name": "host/7", "version": "0.1.0", "since": null, "requests_per_second": 2.5,
-                "is_self": true,
+                "in_flight": 4, "queued": null, "state": "healthy", "is_self": true,
             }],
+            "instances_seen": "1970-01-01T00:00:00.000Z", "instances_current": false,
             "probes": [
                 { "backend": "a", "part": "deployment", "name": "gpt-4o", "instance": "host/7", "is_self": true },
                 { "backend": "a", "part": "credential", "name": "", "instance": "unseen", "is_self": false },
             ],
         });
         assert_eq!(serde_json::to_value(status).unwrap(), expected);
+        let up = LinkStatus { is_up: true, ..LinkStatus::default() };
+        for (now, expected) in [(0, true), (5, true), (6, false)] {
+            let status = status_of(up.clone(), &instances, "1", &[], seconds(now));
+            assert_eq!(status.instances_current, expected, "{now}");
+        }
     }
 }

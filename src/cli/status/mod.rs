@@ -2,6 +2,7 @@
 //! the whole screen.
 
 mod affinity;
+mod all;
 mod backends;
 mod check;
 mod fitted_table;
@@ -47,7 +48,10 @@ pub(super) struct StatusArguments {
     /// Also show the quotas of deployments, the requests, tokens and limits of clients, and which resource has how many objects.
     #[arg(short, long, conflicts_with = "json")]
     verbose: bool,
-    /// Print the JSON of GET /api/status.
+    /// Show all instances that share one Redis (`shared`), each in a row, and their sum.
+    #[arg(long, conflicts_with_all = ["watch", "check", "verbose"])]
+    all: bool,
+    /// Print the JSON of GET /api/status; with --all, that of the instances and their sum.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -78,6 +82,7 @@ pub(super) fn run(arguments: &StatusArguments) -> Result<u8, CliError> {
 async fn print_status(client: &StatusClient, arguments: &StatusArguments) -> Result<u8, StatusError> {
     loop {
         let (text, exit_code) = match client.get().await {
+            Ok((_, status)) if arguments.all => (format_all(arguments, &status)?, EXIT_SUCCESS),
             Ok((body, status)) => format_status(arguments, &body, &status),
             Err(error) if arguments.watch => {
                 (format!("{}\n", CliError::from(error)).into_bytes(), EXIT_FAILURE)
@@ -92,6 +97,13 @@ async fn print_status(client: &StatusClient, arguments: &StatusArguments) -> Res
         }
         tokio::time::sleep(WATCH_INTERVAL).await;
     }
+}
+
+fn format_all(arguments: &StatusArguments, status: &StatusReport) -> Result<Vec<u8>, StatusError> {
+    if arguments.json {
+        return all::to_json(status);
+    }
+    all::format(status, terminal_columns(), palette()).map(String::into_bytes)
 }
 
 fn format_status(arguments: &StatusArguments, body: &Bytes, status: &StatusReport) -> (Vec<u8>, u8) {

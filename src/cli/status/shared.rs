@@ -2,7 +2,7 @@
 
 use super::fitted_table::{Cell, Column, Table};
 use super::report_time::in_whole_seconds;
-use crate::admin::status::shared::SharedStatus;
+use crate::admin::status::shared::{InstanceStatus, SharedStatus};
 use crate::cli::text::{Line, Style, counted, or_unknown, printable};
 
 /// The instances that were last seen.
@@ -15,16 +15,21 @@ pub(super) fn instance_table(shared: &SharedStatus) -> Table {
     ]);
     let style = if shared.up { Style::Plain } else { Style::Dim };
     for instance in &shared.instances {
-        let name = if instance.name.is_empty() { &instance.id } else { &instance.name };
-        let this_one = if instance.is_self { " (this one)" } else { "" };
         table.push(vec![
-            Cell::new(format!("{}{this_one}", printable(name)), style),
+            Cell::new(instance_name(instance), style),
             Cell::new(printable(&instance.version), style),
             Cell::new(or_unknown(instance.since.as_deref().map(in_whole_seconds)), style),
             Cell::new(format!("{:.1}", instance.requests_per_second), style),
         ]);
     }
     table
+}
+
+/// The name of an instance, or its id, and whether it is the one that tells.
+pub(super) fn instance_name(instance: &InstanceStatus) -> String {
+    let name = if instance.name.is_empty() { &instance.id } else { &instance.name };
+    let this_one = if instance.is_self { " (this one)" } else { "" };
+    format!("{}{this_one}", printable(name))
 }
 
 /// Which instance probes what.
@@ -50,7 +55,11 @@ pub(super) fn shared_note(shared: &SharedStatus) -> Line {
         }
     };
     match (shared.up, &shared.problem) {
-        (true, _) => Line::plain(format!("shared: connected{since}, {count}{limited_alone}")),
+        (true, None) => Line::plain(format!("shared: connected{since}, {count}{limited_alone}")),
+        (true, Some(problem)) => Line::new(
+            format!("shared: connected in part{since}, {count}{limited_alone}: {}", printable(problem)),
+            Style::Bad,
+        ),
         (false, Some(problem)) => Line::new(
             format!("shared: not connected{since}, {count} before{limited_alone}: {}", printable(problem)),
             Style::Bad,
@@ -95,6 +104,13 @@ mod tests {
             assert!(lines.iter().any(|line| line == expected), "{expected}: {up}");
         }
         assert!(lines.iter().any(|line| line.starts_with("2 ")), "{up}");
+        let partial = shown(&json!({
+            "up": true, "problem": "cannot use a part of Redis at a:1: 5 slots", "since": since, "last_seen_count": 2,
+            "instances": [],
+        }));
+        let expected = "shared: connected in part since 2026-01-01T00:00:00Z, 2 instances: cannot use a part of Redis at a:1: 5 \
+                        slots";
+        assert!(partial.lines().any(|line| line == expected), "{partial}");
         let down = shown(&json!({
             "up": false, "problem": "cannot use Redis at a:1: refused", "since": since, "last_seen_count": 1,
             "requests_limited_alone": 2, "instances": [],

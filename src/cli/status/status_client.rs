@@ -22,6 +22,11 @@ pub(super) enum StatusError {
     /// The response is not a status, or that of another version.
     #[error("the response of the admin API is not a status that this version understands: {0}")]
     NotAStatus(#[from] serde_json::Error),
+    /// `--all` without other instances.
+    #[error(
+        "this instance is alone: its configuration has no `shared`, so that it knows of no others. `aoai-lb status` shows it"
+    )]
+    NotShared,
     /// The terminal or standard output cannot be used.
     #[error(transparent)]
     Io(#[from] io::Error),
