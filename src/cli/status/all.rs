@@ -6,9 +6,9 @@ use super::fitted_table::{Cell, Column, Table};
 use super::report_time::in_whole_seconds;
 use super::shared::{instance_name, shared_note};
 use super::status_client::StatusError;
-use super::text::{Line, Palette, Style, counted, or_unknown, printable};
 use crate::admin::status::StatusReport;
 use crate::admin::status::shared::{InstanceStatus, SharedStatus};
+use crate::cli::text::{Line, Palette, Style, counted, or_unknown, printable};
 use crate::routing::service_state::ServiceState;
 
 /// What all instances have to do together.
