@@ -24,11 +24,11 @@ const LAYERS: [&[&str]; 12] = [
     &["shared"],
     &["credentials"],
     &["outbound"],
-    &["azure", "config", "demo", "files", "names", "refusal", "state", "system_error", "yaml"],
+    &["azure", "config", "demo", "files", "money", "names", "refusal", "state", "system_error", "yaml"],
 ];
 
 /// What the lowest rooms import nevertheless: words that all rooms share, and how files are read.
-const SHARED_WORDS: [&str; 5] = ["files", "names", "refusal", "system_error", "yaml"];
+const SHARED_WORDS: [&str; 6] = ["files", "money", "names", "refusal", "system_error", "yaml"];
 
 /// Who imports Pingora, by the beginning of the path.
 const PINGORA_USERS: [&str; 5] =

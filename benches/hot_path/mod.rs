@@ -210,6 +210,7 @@ pub fn steps() -> Vec<Step> {
                     &redaction,
                     step_fixture.gateway.process_state.recorder.metrics(),
                     step_fixture.gateway.process_state.recorder.stored_usage(),
+                    None,
                 )
                 .write_json(&mut written);
             black_box(&written);
@@ -354,6 +355,8 @@ fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -
         refusal_code: None,
         answering_backend: None,
         upstream_deployment: admitted.deployment.clone(),
+        spilled: None,
+        was_spilled_by_azure: false,
         region: Some("East US".to_owned()),
         apim_request_id: Some("0f1a9f8c-2f3b-4c59-a0d0-2a0b7a7f6f11".to_owned()),
         affinity: None,

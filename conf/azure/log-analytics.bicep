@@ -86,6 +86,8 @@ var fields = [
   { name: 'audio_seconds', type: 'real' }
   { name: 'usage_source', type: 'string' }
   { name: 'usage_missing', type: 'string' }
+  { name: 'cost', type: 'real' }
+  { name: 'spilled', type: 'string' }
   { name: 'finish_reason', type: 'string' }
   { name: 'apim_request_id', type: 'string' }
   { name: 'prompt', type: 'string' }

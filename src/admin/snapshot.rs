@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use super::conditions::{BackendReport, member_condition};
 use super::config_status::ConfigStatus;
 use super::status::affinity::affinity_status;
+use super::status::costs::costs_status;
 use super::status::expiry::{certificate_statuses, credential_statuses};
 use super::status::limits::limits_status;
 use super::status::queue::queue_status;
@@ -108,6 +109,7 @@ impl StatusSource {
                 clock.monotonic_now,
                 clock.wall_now,
             ),
+            costs: costs_status(&process.recorder, clock.wall_now),
             queue: queue_status(gateway.queue_config(), &process.queue),
             shared: shared_status(process),
             refusals: refused_clients(&statistics),

@@ -31,9 +31,12 @@ fn conf_directory() -> PathBuf {
 
 fn example_files() -> Vec<(PathBuf, String)> {
     let files = std::fs::read_dir(conf_directory()).unwrap().map(|entry| entry.unwrap().path());
-    // simulate.yaml is for another command.
-    let files = files
-        .filter(|path| path.extension().is_some_and(|e| e == "yaml") && !path.ends_with("simulate.yaml"));
+    // simulate.yaml is for another command, prices.yaml is named by a configuration.
+    let files = files.filter(|path| {
+        path.extension().is_some_and(|e| e == "yaml")
+            && !path.ends_with("simulate.yaml")
+            && !path.ends_with("prices.yaml")
+    });
     files.map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect()
 }
 

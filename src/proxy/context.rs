@@ -31,6 +31,7 @@ use crate::record::exchange::{
 use crate::record::writer::WriteReceipt;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::routing::health::stall::WatchedAttempt;
+use crate::routing::spill::SpillReason;
 
 /// The context that Pingora's `ProxyHttp` passes to each phase.
 #[derive(Default)]
@@ -276,6 +277,8 @@ impl RequestContext {
             version.map(Cow::into_owned)
         });
         let deployment = self.request.take_deployment();
+        let spilled = answered_by.as_ref().and_then(|target| target.spilled);
+        let was_spilled_by_azure = details.spilled_to.is_some();
         let affinity = self.retry_state.as_mut().and_then(RetryState::take_affinity_record);
         let attempts = self.retry_state.as_mut().map(RetryState::take_attempt_records);
         let mut reservation = self.reservation.take();
@@ -312,6 +315,11 @@ impl RequestContext {
             upstream_deployment: details.spilled_to.or_else(|| {
                 answered_by.and_then(|target| target.upstream_deployment.or_else(|| deployment.clone()))
             }),
+            // Calls without a deployment have a backend of their own, in whatever tier.
+            spilled: spilled
+                .filter(|_| deployment.is_some())
+                .or(was_spilled_by_azure.then_some(SpillReason::Throttled)),
+            was_spilled_by_azure,
             requested_deployment: deployment,
             is_stream_requested: self.request.wants_stream,
             client_status: self.ending.client_status,

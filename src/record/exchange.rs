@@ -22,6 +22,7 @@ use crate::azure::usage_missing::UsageMissing;
 use crate::azure::{Operation, RequestTarget};
 use crate::config::RequestClass;
 use crate::names::{BackendName, DeploymentName};
+use crate::routing::spill::SpillReason;
 
 /// How much of a prompt, and of a completion, is kept to estimate their tokens once the content is dropped.
 const MAX_LIGHT_SAMPLE_BYTES: usize = 1024;
@@ -221,6 +222,10 @@ pub struct FinishedExchange {
     pub answering_backend: Option<BackendName>,
     /// The name of the deployment at that backend.
     pub upstream_deployment: Option<DeploymentName>,
+    /// Why a higher tier has not answered; `None` if it has, or there is none.
+    pub spilled: Option<SpillReason>,
+    /// Whether Azure has passed the request on from a provisioned deployment to one that is paid for by the token.
+    pub was_spilled_by_azure: bool,
     /// The response header `x-ms-region`.
     pub region: Option<String>,
     /// The response header `apim-request-id`.
@@ -288,6 +293,8 @@ impl FinishedExchange {
             refusal_code: None,
             answering_backend: None,
             upstream_deployment: None,
+            spilled: None,
+            was_spilled_by_azure: false,
             region: None,
             apim_request_id: None,
             affinity: None,

@@ -14,6 +14,7 @@ use super::affinity::AffinityRecord;
 use super::exchange::{AttemptRecord, ExchangeOutcome};
 use crate::admission::limits::LimitKey;
 use crate::azure::response::usage::TokenUsage;
+use crate::money::Amount;
 use crate::names::ResourceName;
 
 /// The values of a record, in the order in which they are written. An unknown value is `None`.
@@ -56,6 +57,8 @@ pub struct RecordLine<'a> {
     pub(super) usage: TokenUsage,
     pub(super) usage_source: &'static str,
     pub(super) usage_missing: Option<&'static str>,
+    pub(super) cost: Option<Amount>,
+    pub(super) spilled: Option<&'static str>,
     pub(super) finish_reason: Option<String>,
     pub(super) apim_request_id: Option<&'a str>,
     pub(super) prompt: Option<String>,
@@ -114,6 +117,8 @@ impl RecordLine<'_> {
         object.write_field("audio_seconds", self.usage.audio_millis.map(Thousandths));
         object.write_field("usage_source", self.usage_source);
         object.write_field("usage_missing", self.usage_missing);
+        object.write_field("cost", self.cost);
+        object.write_field("spilled", self.spilled);
         object.write_field("finish_reason", self.finish_reason.as_deref());
         object.write_field("apim_request_id", self.apim_request_id);
         object.write_field("prompt", self.prompt.as_deref());
@@ -182,6 +187,13 @@ impl JsonValue for Thousandths {
             // Writing to a `Vec` cannot fail.
             drop(write!(buffer, ".{fraction:03}"));
         }
+    }
+}
+
+impl JsonValue for Amount {
+    fn write_json(self, buffer: &mut Vec<u8>) {
+        // Writing to a `Vec` cannot fail.
+        drop(write!(buffer, "{self}"));
     }
 }
 
@@ -318,6 +330,8 @@ mod tests {
             },
             usage_source: "reported",
             usage_missing: None,
+            cost: Some(Amount::from_millionths(1_250)),
+            spilled: Some("throttled"),
             finish_reason: Some("stop".to_owned()),
             apim_request_id: None,
             prompt: Some(text.to_owned()),
@@ -351,7 +365,7 @@ mod tests {
             r#""response_bytes":12,"input_tokens":3,"output_tokens":null,"cached_tokens":null,"#,
             r#""cache_write_tokens":1,"reasoning_tokens":null,"total_tokens":null,"input_audio_tokens":2,"#,
             r#""output_audio_tokens":null,"cached_audio_tokens":null,"audio_seconds":12.034,"#,
-            r#""usage_source":"reported","usage_missing":null,"#,
+            r#""usage_source":"reported","usage_missing":null,"cost":0.00125,"spilled":"throttled","#,
             r#""finish_reason":"stop","apim_request_id":null,"prompt":"/a\"b","completion":null,"#,
             r#""content_cut":false}"#
         );

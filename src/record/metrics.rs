@@ -6,11 +6,13 @@ use std::time::{Instant, SystemTime};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    CounterVec, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
 };
 
 use super::affinity_statistics::AffinityStatistics;
+use super::cost::ResponseCost;
+use super::cost_statistics::CostStatistics;
 use super::delivery::{self, Deliveries};
 use super::exchange::{ExchangeOutcome, FinishedExchange};
 use super::recent_trouble::{BackendFailures, RecentTrouble};
@@ -64,6 +66,8 @@ pub struct Metrics {
     attempt_first_byte: HistogramVec,
     failovers: IntCounterVec,
     tokens: IntCounterVec,
+    cost: CounterVec,
+    cost_unknown: IntCounterVec,
     websocket_turns: IntCounterVec,
     affinity_requests: IntCounterVec,
     affinity_asked: IntCounterVec,
@@ -76,6 +80,8 @@ pub struct Metrics {
     pub malformed_requests: IntCounter,
     /// The statistics of the last minutes, for the status page.
     pub statistics: Statistics,
+    /// What the responses to each client cost, for the status page.
+    pub costs: CostStatistics,
     /// What is counted of the resources that have what requests refer to, for the status page.
     pub affinity_statistics: AffinityStatistics,
     /// The last requests that did not go well, for the status page.
@@ -186,6 +192,21 @@ impl Metrics {
                 "Tokens by type: input and output; cached and cache_write are parts of input, reasoning of output.",
                 &["client", "deployment", "type"],
             ),
+            cost: register_metric(
+                &registry,
+                CounterVec::new(
+                    Opts::new(
+                        "aoai_lb_cost_total",
+                        "What responses cost in the currency of the prices, those of provisioned backends excepted.",
+                    ),
+                    &["client", "deployment"],
+                ),
+            ),
+            cost_unknown: counters(
+                "aoai_lb_cost_unknown_total",
+                "Responses that are billed, but have no price or no known tokens: aoai_lb_cost_total leaves them out.",
+                &["client", "deployment"],
+            ),
             websocket_turns,
             affinity_requests: counters(
                 "aoai_lb_affinity_requests_total",
@@ -220,6 +241,7 @@ impl Metrics {
                 ),
             ),
             statistics: Statistics::default(),
+            costs: CostStatistics::new(SystemTime::now()),
             affinity_statistics: AffinityStatistics::new(Instant::now()),
             recent_trouble: RecentTrouble::default(),
             backend_failures: BackendFailures::default(),
@@ -229,7 +251,12 @@ impl Metrics {
     }
 
     /// Counts a finished exchange.
-    pub fn record_exchange(&self, exchange: &FinishedExchange, usage: Option<&TokenUsage>) {
+    pub fn record_exchange(
+        &self,
+        exchange: &FinishedExchange,
+        usage: Option<&TokenUsage>,
+        cost: Option<ResponseCost>,
+    ) {
         let client = exchange.client.as_ref().and_then(|client| client.name.as_ref());
         let client = client.map_or(ABSENT_LABEL, |name| name.as_str());
         // Names that differ only in case are the same deployment and get the same label.
@@ -292,6 +319,9 @@ impl Metrics {
             self.affinity_statistics.record(affinity, now);
         }
         self.statistics.record_exchange(exchange, usage, now);
+        if let Some(cost) = cost {
+            self.record_cost(exchange, [client, deployment], cost);
+        }
         if let Some(request) = self.recent_trouble.note(exchange) {
             self.backend_failures.note(&request);
         }
@@ -308,6 +338,18 @@ impl Metrics {
                 self.tokens.with_label_values(&[client, deployment, kind]).inc_by(count);
             }
         }
+    }
+
+    /// Counts what an exchange costs, for its client and deployment.
+    fn record_cost(&self, exchange: &FinishedExchange, labels: [&str; 2], cost: ResponseCost) {
+        if let ResponseCost::Known(cost) = cost {
+            // Exact up to 2^53 millionths of the currency; the records are exact.
+            self.cost.with_label_values(&labels).inc_by(cost.millionths() as f64 / 1e6);
+        }
+        if cost == ResponseCost::Unknown {
+            self.cost_unknown.with_label_values(&labels).inc();
+        }
+        self.costs.record(exchange, cost);
     }
 
     /// Counts records of a sink by what became of them.
@@ -398,7 +440,7 @@ mod tests {
             queued(Some(RequestClass::Interactive), 0),
             queued(None, 60_001),
         ] {
-            metrics.record_exchange(&exchange, None);
+            metrics.record_exchange(&exchange, None, None);
         }
         let text = metrics.to_prometheus_text(&Registry::new());
         let samples: Vec<&str> =
@@ -434,7 +476,7 @@ mod tests {
         };
         let failed = FinishedExchange { outcome: ExchangeOutcome::Failed, ..turn() };
         for exchange in [socket, turn(), turn(), failed] {
-            metrics.record_exchange(&exchange, None);
+            metrics.record_exchange(&exchange, None, None);
         }
         let text = metrics.to_prometheus_text(&Registry::new());
         for sample in [

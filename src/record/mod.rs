@@ -8,6 +8,8 @@ pub mod affinity;
 pub mod affinity_statistics;
 pub mod attempt_errors;
 pub mod client_headers;
+pub mod cost;
+pub mod cost_statistics;
 pub mod delivery;
 pub mod exchange;
 pub mod latency_histogram;
@@ -38,10 +40,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use log::{error, warn};
 use tokio::runtime::Handle;
 
+use self::cost::Pricing;
 use self::delivery::{Backlog, DeliveryState};
 use self::exchange::{CapturePolicy, FinishedExchange};
 use self::metrics::Metrics;
@@ -84,6 +87,8 @@ pub struct Recorder {
     /// `None` without a `record` block.
     spool_view: Option<SpoolView>,
     redactor: Arc<ArcSwap<Redactor>>,
+    /// `None` without `prices`.
+    pricing: Arc<ArcSwapOption<Pricing>>,
     /// The sinks that are configured: none without a `record` block.
     jsonl_control: Option<Arc<jsonl::JsonlControl>>,
     log_analytics_control: Option<Arc<log_analytics::LogAnalyticsControl>>,
@@ -119,15 +124,17 @@ impl Recorder {
     /// [`RecorderError`] if a thread cannot be started.
     pub fn start(config: &Config, keyring: &Keyring, runtime: &Handle) -> Result<Self, RecorderError> {
         let metrics = Arc::<Metrics>::default();
+        let pricing = Arc::new(ArcSwapOption::from_pointee(Pricing::of(config)));
         let vaults = &config.key_vault;
         let Some(config) = &config.record else {
             let redactor = Arc::<ArcSwap<Redactor>>::default();
-            let (queue, writer) = writer::start_writer(None, &redactor, &metrics)?;
+            let (queue, writer) = writer::start_writer(None, &redactor, &pricing, &metrics)?;
             return Ok(Self {
                 queue,
                 metrics,
                 spool_view: None,
                 redactor,
+                pricing,
                 jsonl_control: None,
                 log_analytics_control: None,
                 threads: Mutex::new(vec![writer]),
@@ -163,13 +170,14 @@ impl Recorder {
         }
         let redactor = Arc::new(ArcSwap::from_pointee(Redactor::new(config.redaction_patterns.clone())));
         let spool_view = Some(spool.view());
-        let (queue, writer) = writer::start_writer(Some(spool), &redactor, &metrics)?;
+        let (queue, writer) = writer::start_writer(Some(spool), &redactor, &pricing, &metrics)?;
         threads.push(writer);
         Ok(Self {
             queue,
             metrics,
             spool_view,
             redactor,
+            pricing,
             jsonl_control: jsonl,
             log_analytics_control: log_analytics,
             threads: Mutex::new(threads),
@@ -210,6 +218,16 @@ impl Recorder {
     /// Replaces the patterns that are redacted from prompts and completions, from the next record on.
     pub fn set_redaction_patterns(&self, patterns: Vec<regex::Regex>) {
         self.redactor.store(Arc::new(Redactor::new(patterns)));
+    }
+
+    /// Replaces the prices, from the next record on.
+    pub fn set_pricing(&self, pricing: Option<Pricing>) {
+        self.pricing.store(pricing.map(Arc::new));
+    }
+
+    /// The currency of the prices; `None` without prices.
+    pub fn currency(&self) -> Option<String> {
+        self.pricing.load().as_ref().map(|pricing| pricing.currency().to_owned())
     }
 
     /// Asks the JSON lines sink to rotate its file.

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use log::{Level, info, log_enabled};
 
+use super::cost::{Pricing, ResponseCost};
 use super::exchange::{
     CapturePolicy, CapturedRequest, CapturedResponse, ExtractedPrompt, FinishedExchange, RecordedText,
     SLOW_TO_PARSE_BODY_BYTES,
@@ -25,6 +26,7 @@ use crate::azure::response::usage::TokenUsage;
 use crate::azure::usage_missing::UsageMissing;
 use crate::config::RequestClass;
 use crate::names::{BackendName, DeploymentName};
+use crate::routing::spill::SpillReason;
 
 /// The log target of the access log. The default filter leaves it out; `RUST_LOG=access=info` enables it.
 const ACCESS_LOG_TARGET: &str = "access";
@@ -48,6 +50,7 @@ impl FinishedExchange {
         redactor: &Redactor,
         metrics: &Metrics,
         stored_usage: &StoredUsage,
+        pricing: Option<&Pricing>,
     ) -> RecordLine<'_> {
         let operation = self.operation();
         self.prepare_prompt(policy, redactor);
@@ -67,7 +70,8 @@ impl FinishedExchange {
             exceeds_limit || (policy.captures_completion && capture.is_text_truncated());
         let content_cut = self.is_content_dropped || is_prompt_truncated || is_completion_truncated;
         self.settle_limits(capture.usage.as_ref(), capture.is_usage_estimated);
-        metrics.record_exchange(self, capture.usage.as_ref());
+        let cost = pricing.map(|pricing| pricing.cost_of(self, &capture));
+        metrics.record_exchange(self, capture.usage.as_ref(), cost);
         if log_enabled!(target: ACCESS_LOG_TARGET, Level::Info) {
             info!(target: ACCESS_LOG_TARGET, "{}", self.access_log_line(capture.usage.as_ref()));
         }
@@ -116,6 +120,8 @@ impl FinishedExchange {
                 None => "none",
             },
             usage_missing: usage_missing.map(UsageMissing::as_str),
+            cost: cost.and_then(ResponseCost::amount),
+            spilled: self.spilled.map(SpillReason::as_str),
             finish_reason: capture.finish_reason,
             apim_request_id: self.apim_request_id.as_deref(),
             prompt: prompt.map(|prompt| prompt.text),

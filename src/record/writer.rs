@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, Thread, park_timeout, sleep};
 use std::time::{Duration, Instant, SystemTime};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use log::{error, warn};
 use tokio::sync::oneshot;
 
+use super::cost::Pricing;
 use super::delivery::{self, Backlog};
 use super::exchange::{CapturePolicy, FinishedExchange};
 use super::metrics::Metrics;
@@ -54,6 +55,7 @@ pub struct RecordQueue {
 #[derive(Debug)]
 struct SharedWriterState {
     queue: ExchangeQueue,
+    pricing: Arc<ArcSwapOption<Pricing>>,
     metrics: Arc<Metrics>,
     stored_usage: StoredUsage,
     dropped_records: AtomicU64,
@@ -68,10 +70,12 @@ struct SharedWriterState {
 pub fn start_writer(
     spool: Option<Spool>,
     redactor: &Arc<ArcSwap<Redactor>>,
+    pricing: &Arc<ArcSwapOption<Pricing>>,
     metrics: &Arc<Metrics>,
 ) -> io::Result<(RecordQueue, JoinHandle<()>)> {
     let shared = Arc::new(SharedWriterState {
         queue: ExchangeQueue::default(),
+        pricing: Arc::clone(pricing),
         metrics: Arc::clone(metrics),
         stored_usage: StoredUsage::default(),
         dropped_records: AtomicU64::new(0),
@@ -158,7 +162,8 @@ impl SharedWriterState {
             let (mut exchange, ..) = record.into_parts();
             let (usage, is_estimated) = exchange.known_usage().unzip();
             exchange.settle_limits(usage.as_ref(), is_estimated.unwrap_or_default());
-            self.metrics.record_exchange(&exchange, usage.as_ref());
+            let cost = self.pricing.load().as_ref().map(|pricing| pricing.cost_of_parsed(&exchange));
+            self.metrics.record_exchange(&exchange, usage.as_ref(), cost);
         }
         if !self.is_overflowing.swap(true, Ordering::Relaxed) {
             let client = largest_client.map_or_else(String::new, |name| format!(", first those of {name}"));
@@ -300,8 +305,10 @@ impl RecordWriter {
     /// Makes the record of an exchange, which also counts it, and adds it to the next write.
     fn append_record(&self, frames: &mut FrameBuffer, mut exchange: FinishedExchange, policy: CapturePolicy) {
         let redactor = self.redactor.load();
-        let SharedWriterState { metrics, stored_usage, .. } = &*self.shared;
-        let record = exchange.count_and_render_record(policy, &redactor, metrics, stored_usage);
+        let SharedWriterState { metrics, stored_usage, pricing, .. } = &*self.shared;
+        let pricing = pricing.load();
+        let record =
+            exchange.count_and_render_record(policy, &redactor, metrics, stored_usage, pricing.as_deref());
         if self.spool.is_some() {
             frames.push_record(|buffer| record.write_json(buffer));
         }

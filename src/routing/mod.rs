@@ -14,5 +14,6 @@ pub mod pool;
 pub mod retry_budget;
 pub mod retry_plan;
 pub mod service_state;
+pub mod spill;
 mod weighted_round_robin;
 mod window;

@@ -27,6 +27,7 @@ use crate::proxy::ActiveConfig;
 use crate::proxy::upstream::dns::AddressBook;
 use crate::proxy::upstream::peer::CertificateFileError;
 use crate::proxy::upstream::{probe, question, rechecks, stall_questions};
+use crate::record::cost::Pricing;
 
 /// What a configuration was read from.
 #[derive(Clone, Debug)]
@@ -240,6 +241,7 @@ impl ConfigManager {
         for deployment in self.active_config.load().gateway.learned_deployments() {
             active_config.gateway.adopt_learned_deployment(&deployment, now);
         }
+        self.process_state.recorder.set_pricing(Pricing::of(&config));
         let redact = config.record.map(|record| record.redaction_patterns).unwrap_or_default();
         self.process_state.recorder.set_redaction_patterns(redact);
         *state = AddressesAndTasks::new(config_of_file, address_book, &active_config);

@@ -49,6 +49,7 @@ mod live_check;
 mod log_analytics;
 mod metrics;
 mod models;
+mod money;
 mod monitoring;
 mod moods;
 mod open_files;

@@ -220,7 +220,8 @@ async fn see_all_states(seen: &mut SeenSamples) {
     let ingestion = LogIngestionService::start().await;
     let record =
         format!("record: {{ jsonl: {{ path: records.jsonl }}, {} }}", ingestion.log_analytics_yaml());
-    let extra = format!("retry: {{ outage: 0s }}\n{record}\n");
+    let prices = "prices: { currency: USD, rows: [ { deployment: standard, input: 1000, output: 1000 } ] }";
+    let extra = format!("retry: {{ outage: 0s }}\n{record}\n{prices}\n");
     let balancer = Arc::new(Balancer::start_with_clients(&entries, &clients, &extra).await);
     assert_eq!(balancer.post_admin("/api/backends/drained/drain").await.status, 200);
     for deployment in ["standard", "provisioned", "both", "both"] {

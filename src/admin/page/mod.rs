@@ -8,7 +8,7 @@ use http::HeaderValue;
 /// The markup; `@@name@@` stands for a file.
 const MARKUP: &str = include_str!("page.html");
 /// The styles and scripts that the markup names.
-const FILES: [(&str, &str); 18] = [
+const FILES: [(&str, &str); 19] = [
     ("base.css", include_str!("base.css")),
     ("sections.css", include_str!("sections.css")),
     ("format.js", include_str!("format.js")),
@@ -21,6 +21,7 @@ const FILES: [(&str, &str); 18] = [
     ("trouble.js", include_str!("trouble.js")),
     ("pools.js", include_str!("pools.js")),
     ("limits.js", include_str!("limits.js")),
+    ("costs.js", include_str!("costs.js")),
     ("objects.js", include_str!("objects.js")),
     ("shared.js", include_str!("shared.js")),
     ("operations.js", include_str!("operations.js")),

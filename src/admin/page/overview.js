@@ -17,6 +17,7 @@ function render(status) {
   showQueue(queueOf(status));
   showClients(objectsIn(status.clients));
   showLimits(status);
+  showCosts(status);
   showObjects(status);
   showShared(status);
   showOperations(status);

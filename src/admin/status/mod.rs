@@ -3,6 +3,7 @@
 //! What is unknown is `null`. Times are RFC 3339 in UTC; `until_ms` is the time left in milliseconds.
 
 pub mod affinity;
+pub mod costs;
 pub mod expiry;
 pub mod limits;
 pub mod queue;
@@ -13,6 +14,7 @@ pub mod sinks;
 use serde::{Deserialize, Serialize};
 
 use self::affinity::AffinityStatus;
+use self::costs::CostsStatus;
 use self::expiry::{CertificateStatus, CredentialStatus};
 use self::limits::LimitsStatus;
 use self::queue::QueueStatus;
@@ -41,6 +43,9 @@ pub struct StatusReport {
     /// How far clients use their limits; `null` if no client has limits. Earlier versions do not send it.
     #[serde(default)]
     pub limits: Option<LimitsStatus>,
+    /// What responses cost; `null` without prices. Earlier versions do not send it.
+    #[serde(default)]
+    pub costs: Option<CostsStatus>,
     /// What waits because no backend is free; `null` if requests do not wait. Earlier versions do not send it.
     #[serde(default)]
     pub queue: Option<QueueStatus>,

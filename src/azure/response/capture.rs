@@ -1,6 +1,7 @@
 //! Captures for the record what a response contains: model, finish reason, usage, text, and whether it
 //! ended normally. Takes a JSON body at once or a stream event by event.
 
+mod images;
 mod output;
 mod realtime;
 
@@ -9,7 +10,6 @@ use super::error_body::ErrorBody;
 use super::sse::SseEvent;
 use super::stored_object::StoredObject;
 use super::usage::TokenUsage;
-use crate::azure::binary_data::replace_binary_data;
 use crate::azure::json;
 use crate::azure::json::JsonCursor;
 use crate::azure::json_text::text_from_bytes;
@@ -32,6 +32,8 @@ pub struct ResponseCapture {
     pub usage: Option<TokenUsage>,
     /// Whether `usage` is an estimate instead.
     pub is_usage_estimated: bool,
+    /// The images that were generated; `None` if that is not known, and for other operations.
+    pub image_count: Option<u64>,
     /// Whether the response has its end: `[DONE]`, a final event, or complete JSON.
     pub is_response_complete: bool,
     /// The object that Azure keeps, if the response is one.
@@ -54,6 +56,7 @@ impl ResponseCapture {
             finish_reason: None,
             usage: None,
             is_usage_estimated: false,
+            image_count: None,
             is_response_complete: false,
             stored_object: None,
             error_code: None,
@@ -98,17 +101,7 @@ impl ResponseCapture {
             self.stored_object = StoredObject::from_raw(id, status);
         }
         if self.operation == Operation::Images {
-            self.capture_image_summaries(body);
-        }
-    }
-
-    /// Captures the size and hash of generated images.
-    fn capture_image_summaries(&mut self, body: &str) {
-        if self.text_budget.limit_bytes() > 0
-            && let [Some(data)] = json::find_fields(body, &["data"])
-        {
-            self.text_budget
-                .append_text(&mut self.choices.get_or_insert_choice(0).content, &replace_binary_data(data));
+            self.capture_images(body);
         }
     }
 
@@ -206,6 +199,7 @@ impl ResponseCapture {
             }
             Some(event_type) if event_type.ends_with(".done") || event_type.ends_with(".completed") => {
                 self.is_response_complete = true;
+                self.count_streamed_image();
                 self.append_text_unless_streamed(text);
             }
             Some("error") => self.note_error_code(data),

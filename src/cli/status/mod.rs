@@ -5,6 +5,7 @@ mod affinity;
 mod all;
 mod backends;
 mod check;
+mod costs;
 mod fitted_table;
 mod limits;
 mod plain;

@@ -3,6 +3,7 @@
 
 use super::affinity::{memory_lines, resource_table};
 use super::backends::state_style;
+use super::costs::{cost_note, cost_table};
 use super::fitted_table::{Cell, Column, Table};
 use super::limits::{limit_notes, limit_table};
 use super::pools::pool_exceptions;
@@ -11,6 +12,7 @@ use super::report_time::{ReportTime, in_whole_seconds};
 use super::shared::{instance_table, probe_notes, shared_note};
 use super::summary::spilling_backends;
 use crate::admin::status::affinity::AffinityStatus;
+use crate::admin::status::costs::CostsStatus;
 use crate::admin::status::expiry::{CertificateStatus, CredentialStatus};
 use crate::admin::status::limits::LimitsStatus;
 use crate::admin::status::queue::QueueStatus;
@@ -64,7 +66,12 @@ pub(super) fn overview_sections(status: &StatusReport, time: ReportTime, is_verb
 
 /// The sections that only `--verbose` shows.
 pub(super) fn detail_sections(status: &StatusReport) -> Vec<Section> {
-    let sections = [quotas(&status.backends), clients(&status.clients), affinity(status.affinity.as_ref())];
+    let sections = [
+        quotas(&status.backends),
+        clients(&status.clients),
+        costs(status.costs.as_ref()),
+        affinity(status.affinity.as_ref()),
+    ];
     sections.into_iter().filter(|section| !section.is_empty()).collect()
 }
 
@@ -245,6 +252,14 @@ fn queue(queue: Option<&QueueStatus>, shows_always: bool) -> Section {
     let queue = queue.filter(|queue| shows_always || queue.waiting.total() > 0);
     let Some(queue) = queue else { return Section::new(Table::new(&[])) };
     Section { table: queue_table(queue), notes: vec![queue_note(queue)] }
+}
+
+/// What the responses to each client cost; nothing without prices.
+fn costs(costs: Option<&CostsStatus>) -> Section {
+    match costs {
+        Some(costs) => Section { table: cost_table(costs), notes: vec![cost_note(costs)] },
+        None => Section::new(Table::new(&[])),
+    }
 }
 
 /// The instances that act as one; nothing if this one is alone.

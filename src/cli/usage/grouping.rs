@@ -19,6 +19,10 @@ pub(super) enum GroupingKey {
     Backend,
     /// The class of the request: interactive, standard or batch.
     Class,
+    /// The service tier that has served the request, such as default or flex.
+    Tier,
+    /// Why no backend of a higher tier has answered.
+    Spilled,
 }
 
 impl GroupingKey {
@@ -30,16 +34,22 @@ impl GroupingKey {
             Self::Deployment => "deployment",
             Self::Backend => "backend",
             Self::Class => "class",
+            Self::Tier => "tier",
+            Self::Spilled => "spilled",
         }
     }
 }
+
+/// The texts of the keys of a row, in the order of the columns.
+pub(super) type RowKey = Vec<Option<String>>;
 
 /// The order of the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RowOrder {
     /// By the text of the keys, from left to right.
     Keys,
-    /// By the total of tokens, the largest first; rows with equal totals by the text of the keys.
+    /// By the cost if the report has it, and by the total of tokens, the largest first; equal rows by the text of the
+    /// keys.
     Tokens,
 }
 
@@ -56,6 +66,22 @@ impl Default for Grouping {
     fn default() -> Self {
         let keys = vec![GroupingKey::Day, GroupingKey::Client, GroupingKey::Deployment, GroupingKey::Backend];
         Self { keys, order: RowOrder::Keys }
+    }
+}
+
+impl Grouping {
+    /// The rows of the report about what a lower tier has answered: these, or by default one for each deployment, reason
+    /// and backend. The reason is always among them.
+    pub(super) fn for_spills(by: Option<Self>) -> Self {
+        let order = RowOrder::Tokens;
+        let Some(mut by) = by else {
+            let keys = vec![GroupingKey::Deployment, GroupingKey::Spilled, GroupingKey::Backend];
+            return Self { keys, order };
+        };
+        if !by.keys.contains(&GroupingKey::Spilled) {
+            by.keys.push(GroupingKey::Spilled);
+        }
+        by
     }
 }
 
@@ -111,7 +137,7 @@ mod tests {
             ("class,client", vec![Class, Client]),
             ("client, deployment ,class", vec![Client, Deployment, Class]),
             ("backend,day", vec![Backend, Day]),
-            ("day,client,deployment,backend,class", GroupingKey::value_variants().to_vec()),
+            ("day,client,deployment,backend,class,tier,spilled", GroupingKey::value_variants().to_vec()),
         ] {
             let expected = Grouping { keys: expected, order: RowOrder::Tokens };
             assert_eq!(parse(text).unwrap(), expected, "{text}");
@@ -120,7 +146,7 @@ mod tests {
 
     #[test]
     fn by_says_what_is_wrong_with_a_list_and_what_would_be_right() {
-        let names = "[possible values: day, client, deployment, backend, class]";
+        let names = "[possible values: day, client, deployment, backend, class, tier, spilled]";
         for (text, expected) in [
             ("model", vec!["invalid value 'model' for '--by <KEYS>'", names]),
             ("client,klass", vec!["invalid value 'klass' for '--by <KEYS>'", names]),

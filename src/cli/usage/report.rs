@@ -5,16 +5,21 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
+use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Serialize, Serializer};
 
-use super::grouping::{Grouping, GroupingKey, RowOrder};
+use super::grouping::{Grouping, GroupingKey, RowKey, RowOrder};
+use super::provisioned::ProvisionedShares;
 use super::record_fields::RecordFields;
+use super::spill_load::SpillLoad;
 use super::time_range::TimeRange;
-use super::totals::{AudioTotals, OptionalColumns, UsageTotals};
+use super::totals::{AudioTotals, CostTotals, OptionalColumns, UsageTotals};
 use crate::cli::progress::Progress;
 use crate::cli::record_files::{describe_read_problem, open_record_file};
 use crate::cli::record_lines::{LineRead, read_record_line};
 use crate::cli::table::write_table;
+use crate::money::Amount;
+use crate::names::BackendName;
 use crate::system_error::describe;
 
 /// Shown in a table for a field that is null.
@@ -52,14 +57,26 @@ pub(super) enum UsageError {
     Write(#[from] io::Error),
 }
 
-/// The texts of the keys of a row, in the order of the columns.
-type RowKey = Vec<Option<String>>;
+/// What a report shows besides requests and tokens.
+#[derive(Debug, Default)]
+pub(super) struct CostOptions {
+    /// What responses cost.
+    pub(super) shows_cost: bool,
+    /// Only what a lower tier has answered, and how busy the higher one was.
+    pub(super) only_spills: bool,
+    /// The provisioned backends, if there is a configuration.
+    pub(super) provisioned: Option<ProvisionedShares>,
+}
 
 /// The totals of some files.
 #[derive(Debug, Default)]
 pub(super) struct UsageReport {
     grouping: Grouping,
     range: TimeRange,
+    options: CostOptions,
+    spill_load: SpillLoad,
+    /// The first day of a record.
+    first_day: Option<NaiveDate>,
     totals: BTreeMap<RowKey, UsageTotals>,
     seen_ids: HashSet<u128>,
     ids_by_age: VecDeque<u128>,
@@ -73,8 +90,8 @@ pub(super) struct UsageReport {
 
 impl UsageReport {
     /// A report without any records yet; those out of the range will not count.
-    pub(super) fn new(grouping: Grouping, range: TimeRange) -> Self {
-        Self { grouping, range, ..Self::default() }
+    pub(super) fn new(grouping: Grouping, range: TimeRange, options: CostOptions) -> Self {
+        Self { grouping, range, options, ..Self::default() }
     }
 
     /// Adds a file, which is compressed if its name ends in `.gz`.
@@ -120,11 +137,32 @@ impl UsageReport {
             self.duplicate_records += 1;
             return;
         }
-        let totals = record.totals();
+        let mut totals = record.totals();
         if totals == UsageTotals::default() {
             return;
         }
-        let key = self.grouping.keys.iter().map(|key| record.key_text(*key)).collect();
+        let key: RowKey = self.grouping.keys.iter().map(|key| record.key_text(*key)).collect();
+        if self.options.shows_cost {
+            let day = record.day().and_then(|day| day.parse().ok());
+            self.first_day = [self.first_day, day].into_iter().flatten().min();
+            let provisioned = self.options.provisioned.as_mut();
+            let provisioned = provisioned.filter(|shares| {
+                record.lacks_cost() && record.backend().is_some_and(|name| shares.has(name))
+            });
+            if let Some(shares) = provisioned {
+                totals.without_cost = 0;
+                shares.add(&key, &record);
+                if self.options.only_spills {
+                    self.spill_load.add_provisioned(&record);
+                }
+            }
+        }
+        if self.options.only_spills {
+            if !record.is_spilled() {
+                return;
+            }
+            self.spill_load.add_spill(&key, &record);
+        }
         self.totals.entry(key).or_default().add(&totals);
     }
 
@@ -142,12 +180,40 @@ impl UsageReport {
         true
     }
 
+    /// Adds the shares of what provisioned backends cost, once all records are added.
+    pub(super) fn add_shares(&mut self, now: DateTime<Utc>) {
+        let Some(provisioned) = self.options.provisioned.as_ref() else { return };
+        for (key, share) in provisioned.shares(self.range, now) {
+            // One that a lower tier has not answered has no row in a report of those.
+            if let Some(totals) = self.totals.get_mut(key) {
+                totals.provisioned_millionths = share.millionths();
+            }
+        }
+    }
+
+    /// What provisioned backends cost on the days on which nobody has used them.
+    pub(super) fn idle_days(&self, now: DateTime<Utc>) -> Vec<(&BackendName, usize, Amount)> {
+        match (&self.options.provisioned, self.first_day) {
+            (Some(provisioned), Some(first_day)) => provisioned.idle_days(self.range, first_day, now),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The currency of the configuration.
+    pub(super) fn currency(&self) -> Option<&str> {
+        self.options.provisioned.as_ref()?.currency()
+    }
+
     /// Writes the report.
     ///
     /// # Errors
     /// If it cannot be written.
     pub(super) fn write(&self, format: ReportFormat, to: &mut impl Write) -> Result<(), UsageError> {
+        let options = &self.options;
         let shown = OptionalColumns {
+            has_cost: options.shows_cost,
+            has_provisioned: !options.only_spills
+                && options.provisioned.as_ref().is_some_and(ProvisionedShares::have_costs),
             has_cache_writes: self.totals.values().any(|totals| totals.cache_write_tokens > 0),
             has_audio: self.totals.values().any(|totals| totals.audio != AudioTotals::default()),
         };
@@ -158,7 +224,8 @@ impl UsageReport {
                 writeln!(to, "{}", self.column_names(shown).join(","))?;
                 for (key, totals) in rows {
                     let fields = shown_texts(key, "").map(quote_csv_field);
-                    let fields: Vec<String> = fields.chain(totals.columns(shown)).collect();
+                    let fields = fields.chain(totals.columns(shown));
+                    let fields: Vec<String> = fields.chain(self.load_column(key, "")).collect();
                     writeln!(to, "{}", fields.join(","))?;
                 }
             }
@@ -166,6 +233,8 @@ impl UsageReport {
                 let rows = rows.into_iter().map(|(key, totals)| UsageRow {
                     key: NamedKey { names: &self.grouping.keys, texts: key },
                     totals: *totals,
+                    costs: totals.costs(shown),
+                    provisioned_load_percent: self.spill_load.average_percent(key),
                     cache_write_tokens: shown.has_cache_writes.then_some(totals.cache_write_tokens),
                     audio: shown.has_audio.then_some(totals.audio),
                 });
@@ -182,7 +251,10 @@ impl UsageReport {
         match self.grouping.order {
             RowOrder::Keys => {}
             // Rows with equal totals keep the order of their keys.
-            RowOrder::Tokens => rows.sort_by_key(|(_, totals)| Reverse(totals.total_tokens)),
+            RowOrder::Tokens => rows.sort_by_key(|(_, totals)| {
+                let cost = totals.cost_millionths.saturating_add(totals.provisioned_millionths);
+                Reverse((if self.options.shows_cost { cost } else { 0 }, totals.total_tokens))
+            }),
         }
         rows
     }
@@ -199,7 +271,8 @@ impl UsageReport {
         for (key, totals) in rows {
             total.add(totals);
             let fields = shown_texts(key, NULL_PLACEHOLDER).map(str::to_owned);
-            lines.push(fields.chain(totals.columns(shown)).collect());
+            let fields = fields.chain(totals.columns(shown));
+            lines.push(fields.chain(self.load_column(key, NULL_PLACEHOLDER)).collect());
         }
         let text_columns = self.grouping.keys.len();
         let mut last_line = vec![String::new(); text_columns];
@@ -213,7 +286,24 @@ impl UsageReport {
         let keys = self.grouping.keys.iter().map(|key| key.name());
         let cache_writes = shown.has_cache_writes.then_some(CACHE_WRITE_COLUMN_NAME);
         let audio: &[&str] = if shown.has_audio { &AUDIO_COLUMN_NAMES } else { &[] };
-        keys.chain(COUNT_COLUMN_NAMES).chain(cache_writes).chain(audio.iter().copied()).collect()
+        let cost = shown.has_cost.then_some("cost").into_iter();
+        let cost = cost.chain(shown.has_provisioned.then_some("provisioned"));
+        let cost = cost.chain(shown.has_cost.then_some("without_cost"));
+        let load = self.options.only_spills.then_some("provisioned_load");
+        keys.chain(COUNT_COLUMN_NAMES)
+            .chain(cost)
+            .chain(cache_writes)
+            .chain(audio.iter().copied())
+            .chain(load)
+            .collect()
+    }
+
+    /// How busy the provisioned backends were, in a report of what others have answered.
+    fn load_column(&self, key: &RowKey, unknown: &str) -> Option<String> {
+        let percent = self.spill_load.average_percent(key);
+        self.options
+            .only_spills
+            .then(|| percent.map_or_else(|| unknown.to_owned(), |percent| format!("{percent}%")))
     }
 }
 
@@ -232,6 +322,12 @@ struct UsageRow<'a> {
     key: NamedKey<'a>,
     #[serde(flatten)]
     totals: UsageTotals,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_write_tokens: Option<u64>,
+    #[serde(flatten)]
+    costs: Option<CostTotals>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provisioned_load_percent: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache_write_tokens: Option<u64>,
     #[serde(flatten)]
@@ -257,6 +353,9 @@ fn quote_csv_field(text: &str) -> String {
     if needs_no_quotes { text.to_owned() } else { format!("\"{}\"", text.replace('"', "\"\"")) }
 }
 
+#[cfg(test)]
+#[path = "report_cost_tests.rs"]
+mod cost_tests;
 #[cfg(test)]
 #[path = "report_tests.rs"]
 mod tests;

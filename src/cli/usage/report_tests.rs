@@ -145,7 +145,7 @@ fn turns_count_as_requests_and_their_websocket_does_not() {
 
 fn grouped(keys: &[GroupingKey]) -> UsageReport {
     let grouping = Grouping { keys: keys.to_vec(), order: RowOrder::Tokens };
-    UsageReport::new(grouping, TimeRange::default())
+    UsageReport::new(grouping, TimeRange::default(), CostOptions::default())
 }
 
 /// Records of two days, three clients and two deployments; some without class, as those of refused requests
@@ -255,7 +255,7 @@ fn records_out_of_the_range_do_not_count() {
     ] {
         let range = TimeRange::new(since, until, now).unwrap();
         let grouping = Grouping { keys: vec![GroupingKey::Day], order: RowOrder::Keys };
-        let mut report = UsageReport::new(grouping, range);
+        let mut report = UsageReport::new(grouping, range, CostOptions::default());
         add_records(&mut report, &mixed_records());
         report.add_record(br#"{"time":"2026-11-2x at night","request_id":""}"#);
         let csv = format_report(&report, ReportFormat::Csv);

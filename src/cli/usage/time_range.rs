@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, NaiveDate, SecondsFormat, TimeDelta, Utc};
 
 /// A point in time as it is given on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,22 @@ impl TimeRange {
             (Some(since), Some(until)) if since >= until => Err(EmptyRange { since, until }),
             _ => Ok(Self { since, until }),
         }
+    }
+
+    /// The part of a span of time that is in the range; an empty one if none is.
+    pub(super) fn clamp(&self, begin: DateTime<Utc>, end: DateTime<Utc>) -> (DateTime<Utc>, DateTime<Utc>) {
+        let begin = self.since.map_or(begin, |since| since.max(begin));
+        let end = self.until.map_or(end, |until| until.min(end));
+        (begin, end.max(begin))
+    }
+
+    /// The first and the last UTC day of the range: from `first_record` on if it has no beginning, and until now if it
+    /// has no end.
+    pub(super) fn days(&self, first_record: NaiveDate, now: DateTime<Utc>) -> (NaiveDate, NaiveDate) {
+        let first = self.since.map_or(first_record, |since| since.date_naive());
+        // The end is the first moment that is not in the range.
+        let end = self.until.map_or(now, |until| until.min(now));
+        (first, (end - TimeDelta::microseconds(1)).date_naive())
     }
 
     /// Whether the time of a record, in the format of RFC 3339, is in the range; `None` if it is not a time

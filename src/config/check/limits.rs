@@ -20,7 +20,7 @@ const CLIENT_LIMIT_KEYS: [&str; 6] = [
 ];
 /// More than anybody uses, and small enough that no sum of such numbers overflows.
 const MAX_LIMIT: u64 = 1_000_000_000_000_000;
-const COST_PROBLEM: &str = "is not supported: there are no prices yet, so a limit by cost cannot be kept; limit \
+const COST_PROBLEM: &str = "is not supported: costs are computed after a response, and no budget is kept of them; limit \
                             tokens_per_day or tokens_per_month instead";
 const COST_KEYS: [(&str, &str); 2] = [("cost_per_day", COST_PROBLEM), ("cost_per_month", COST_PROBLEM)];
 const NESTED_DEPLOYMENTS: (&str, &str) = (

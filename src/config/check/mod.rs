@@ -12,6 +12,7 @@ mod disabled_backends;
 mod limits;
 mod listeners;
 mod partial_backends;
+mod prices;
 mod provisioned;
 mod queue;
 mod record;
@@ -29,7 +30,7 @@ use std::path::PathBuf;
 use super::schema::{AdminConfig, Config};
 use super::yaml::YamlNode;
 
-const TOP_LEVEL_KEYS: [&str; 20] = [
+const TOP_LEVEL_KEYS: [&str; 21] = [
     "listeners",
     "backends",
     "clients",
@@ -45,6 +46,7 @@ const TOP_LEVEL_KEYS: [&str; 20] = [
     "cooldown",
     "timeouts",
     "websocket",
+    "prices",
     "record",
     "key_vault",
     "shared",
@@ -71,6 +73,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
     let cooldown = retry::read_cooldown(&root);
     let timeouts = timeouts::read_timeouts(&root);
     let websocket = websocket::read_websocket(&root, requests.as_ref());
+    let prices = root.read_optional("prices", |node| prices::read_prices(node, backends.as_ref()));
     let record = root.read_optional("record", record::read_record);
     let key_vault = credentials::read_key_vault(&root);
     let shared = shared_redis::read_shared(&root);
@@ -107,6 +110,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
         cooldown: cooldown?,
         timeouts: timeouts?,
         websocket: websocket?,
+        prices: prices?,
         record: record?,
         key_vault: key_vault?,
         shared: shared?,

@@ -7,6 +7,7 @@ use rustix::fs::Access;
 use crate::config::schema::RecordedContent;
 use crate::config::values::Endpoint;
 use crate::config::yaml::YamlNode;
+use crate::money::{Amount, AmountError};
 
 /// The keys of `backends[].tls`.
 pub(super) const BACKEND_TLS_KEYS: [&str; 4] = ["ca", "server_name", "certificate", "private_key"];
@@ -42,6 +43,15 @@ pub(super) fn read_entry_name(node: &YamlNode<'_, '_>) -> Option<String> {
         let is_allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
         let is_valid = text.len() <= 64 && text.bytes().all(is_allowed) && !matches!(text, "." | "..");
         is_valid.then(|| text.to_owned()).ok_or("must be 1 to 64 of the characters A-Z a-z 0-9 . _ -")
+    })
+}
+
+/// Reads an amount of money, from 0 to `max`. Messages show `example`.
+pub(super) fn read_amount(node: &YamlNode<'_, '_>, max: Amount, example: &str) -> Option<Amount> {
+    node.read_parsed(|text| match Amount::parse(text.trim()) {
+        Ok(amount) if amount <= max => Ok(amount),
+        Err(AmountError::TooPrecise) => Err(format!("must have at most six decimals, such as {example}")),
+        _ => Err(format!("must be a number from 0 to {max}, such as {example}")),
     })
 }
 

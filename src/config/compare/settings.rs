@@ -5,6 +5,7 @@ use crate::config::schema::{
     LimitsConfig, QueueConfig, RecordConfig, RedisConfig, RequestsConfig, RetryConfig, ServerConfig,
     ShedConfig, TimeoutsConfig, WebSocketConfig,
 };
+use crate::money::PriceList;
 
 /// The changed keys of the blocks that are no lists.
 pub(super) fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
@@ -33,6 +34,7 @@ pub(super) fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
         breaker,
         timeouts,
         websocket,
+        prices,
         record,
         key_vault,
         shared,
@@ -104,6 +106,7 @@ pub(super) fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
         rotate_after => "rotate",
     });
     add("websocket", websocket);
+    add("prices", changed_block_keys(prices.as_ref(), after.prices.as_ref(), changed_price_keys));
     add("record", changed_block_keys(record.as_ref(), after.record.as_ref(), changed_record_keys));
     let mut key_vault = changed_keys!(KeyVaultConfig, key_vault, after.key_vault, {
         identity => "credential",
@@ -177,6 +180,11 @@ fn changed_requests_keys(before: &Config, after: &Config, requests: &RequestsCon
         keys.push("home");
     }
     keys
+}
+
+fn changed_price_keys(before: &PriceList, after: &PriceList) -> Vec<&'static str> {
+    let keys = [(before.currency() != after.currency(), "currency"), (before.rows() != after.rows(), "rows")];
+    keys.into_iter().filter_map(|(is_changed, key)| is_changed.then_some(key)).collect()
 }
 
 fn changed_retry_keys(before: &RetryConfig, after: &RetryConfig) -> Vec<&'static str> {

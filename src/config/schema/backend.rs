@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::credentials::CredentialConfig;
 use crate::config::values::{CertifiedKeyFiles, DeploymentMap, Endpoint};
+use crate::money::Amount;
 use crate::names::{BackendName, ResourceName, Tier, Weight};
 
 /// One routable entry: an endpoint with its credential, tier and weight.
@@ -38,12 +39,12 @@ pub struct BackendConfig {
 }
 
 /// Provisioned throughput, as far as the file tells.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProvisionedThroughput {
     /// The number of provisioned throughput units (PTU).
     pub units: Option<NonZeroU32>,
-    /// What all of them cost in an hour, in the currency of the prices. Finite and not below zero.
-    pub cost_per_hour: Option<f64>,
+    /// What all of them cost in an hour, in the currency of the prices.
+    pub cost_per_hour: Option<Amount>,
 }
 
 /// A backend with `enabled: false`. It takes part in nothing, and no secret or file of it is read.

@@ -36,6 +36,8 @@ pub use server::{AdminAddress, AdminConfig, ServerConfig, TimeoutsConfig};
 pub use shared::{RedisConfig, RedisCredential};
 pub use websocket::WebSocketConfig;
 
+use crate::money::PriceList;
+
 /// A complete, valid configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -71,6 +73,8 @@ pub struct Config {
     pub timeouts: TimeoutsConfig,
     /// The limits of Responses WebSockets.
     pub websocket: WebSocketConfig,
+    /// What responses cost; `None` if that is not computed.
+    pub prices: Option<PriceList>,
     /// What is recorded of each request; `None` for nothing.
     pub record: Option<RecordConfig>,
     /// How secrets are read from key vaults.

@@ -115,6 +115,14 @@ impl<'e> ProblemCollector<'e> {
         self.unusable_paths.borrow_mut().add(ConfigProblem::new(Severity::Error, key_path, message));
     }
 
+    /// Adds the problems of another file.
+    pub(crate) fn adopt(&self, other: AllProblems) {
+        let AllProblems { errors, warnings, unusable_paths } = other;
+        errors.into_iter().for_each(|problem| self.errors.borrow_mut().add(problem));
+        warnings.into_iter().for_each(|problem| self.warnings.borrow_mut().add(problem));
+        unusable_paths.into_iter().for_each(|problem| self.unusable_paths.borrow_mut().add(problem));
+    }
+
     /// The value of an environment variable.
     pub(crate) fn environment_variable(&self, name: &str) -> Option<String> {
         (self.environment)(name)
@@ -134,6 +142,10 @@ impl<'e> ProblemCollector<'e> {
     pub(crate) fn into_problems(self, file: Option<&Path>, root: Option<&Value>) -> AllProblems {
         let file: Option<Arc<Path>> = file.map(Into::into);
         let with_place = |mut problem: ConfigProblem| {
+            // One of another file has its place already.
+            if problem.file.is_some() {
+                return problem;
+            }
             problem.file.clone_from(&file);
             if let (Some(_), Some(root)) = (&file, root) {
                 let location = locate(root, &problem.key_path);

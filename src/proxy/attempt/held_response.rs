@@ -5,13 +5,15 @@ use pingora::http::ResponseHeader;
 
 use crate::credentials::CredentialRedactor;
 use crate::names::DeploymentName;
+use crate::routing::spill::SpillReason;
 
-/// The backend of an attempt, and the name of the deployment there.
+/// The backend of an attempt, the name of the deployment there, and why it is of no higher tier.
 #[derive(Clone)]
 pub(in crate::proxy) struct AttemptTarget {
     /// The index of the backend in the configuration.
     pub(in crate::proxy) backend_index: usize,
     pub(in crate::proxy) upstream_deployment: Option<DeploymentName>,
+    pub(in crate::proxy) spilled: Option<SpillReason>,
 }
 
 /// A response that is held until the next step is known.

@@ -21,6 +21,7 @@ use crate::routing::health::probe_permit::ProbePermit;
 use crate::routing::health::slow_start::UndecidedRequest;
 use crate::routing::health::stall::WatchedAttempt;
 use crate::routing::retry_plan::{NextAttempt, NextStep, RetryLimits, RetryPlan, Wait};
+use crate::routing::spill::SpillReason;
 
 /// For responses and errors that are no failure of the backend.
 pub(super) const NO_FAILURE: FailureFlags = FailureFlags {
@@ -260,9 +261,13 @@ impl RetryState {
         });
         if let Some(candidate) = candidate {
             candidate.backend_health.on_attempt_start();
-            let upstream_deployment = candidate.upstream_deployment_override.clone();
-            self.current_or_last_target =
-                Some(AttemptTarget { backend_index: candidate.backend_index, upstream_deployment });
+            let (pool, operation) = (&self.admitted.pool, self.operation());
+            let spilled = self.plan.spill_reason(pool, candidate_index, operation, now);
+            self.current_or_last_target = Some(AttemptTarget {
+                backend_index: candidate.backend_index,
+                upstream_deployment: candidate.upstream_deployment_override.clone(),
+                spilled: if self.is_pinned { spilled.map(|_| SpillReason::Home) } else { spilled },
+            });
         }
         self.attempt_records.push(AttemptRecord {
             backend: backend_name.clone(),

@@ -10,6 +10,7 @@ mod next_step;
 mod resource_search;
 mod search_steps;
 mod shedding;
+mod spilling;
 
 use std::time::{Duration, Instant};
 
@@ -343,5 +344,7 @@ enum CandidateState {
 mod search_tests;
 #[cfg(test)]
 mod shedding_tests;
+#[cfg(test)]
+mod spilling_tests;
 #[cfg(test)]
 mod tests;

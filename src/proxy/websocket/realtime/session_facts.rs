@@ -10,6 +10,7 @@ use crate::proxy::attempt::response_state::ResponseState;
 use crate::proxy::client::client_request::ClientRequest;
 use crate::proxy::context::RequestContext;
 use crate::record::exchange::{CapturePolicy, FinishedExchange, WEBSOCKET_METHOD};
+use crate::routing::spill::SpillReason;
 
 /// Client, target and backend of a session.
 pub(super) struct SessionFacts {
@@ -23,6 +24,8 @@ pub(super) struct SessionFacts {
     upstream_deployment: Option<DeploymentName>,
     region: Option<String>,
     apim_request_id: Option<String>,
+    spilled: Option<SpillReason>,
+    was_spilled_by_azure: bool,
 }
 
 impl SessionFacts {
@@ -42,6 +45,8 @@ impl SessionFacts {
         let upstream_deployment =
             details.spilled_to.clone().or_else(|| answered_by.upstream_deployment.clone());
         Some(Self {
+            spilled: answered_by.spilled.or(details.spilled_to.as_ref().map(|_| SpillReason::Throttled)),
+            was_spilled_by_azure: details.spilled_to.is_some(),
             policy: gateway.capture_policy(request.client.as_deref()),
             backend: backend.map(|backend| backend.config.name.clone()),
             upstream_deployment: upstream_deployment.or_else(|| deployment.clone()),
@@ -80,6 +85,8 @@ impl SessionFacts {
             requested_deployment: self.deployment.clone(),
             answering_backend: self.backend.clone(),
             upstream_deployment: self.upstream_deployment.clone(),
+            spilled: self.spilled,
+            was_spilled_by_azure: self.was_spilled_by_azure,
             region: self.region.clone(),
             apim_request_id: self.apim_request_id.clone(),
             // Without attempts: the only one is that of the session.
