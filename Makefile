@@ -1,7 +1,7 @@
 # Most important: `make demo` and `make test`. Both install missing packages first.
 
 .PHONY: demo test build release deb install uninstall bench install-packages install-test-packages install-fuzz-packages install-bench-packages
-.PHONY: format lint unit fairness storms sdk page picture systemd instructions fuzz fuzz-briefly audit
+.PHONY: format lint unit fairness prompt-cache storms sdk page picture systemd instructions fuzz fuzz-briefly audit
 
 demo: build
 	@./target/debug/aoai-lb demo
@@ -55,6 +55,10 @@ unit:
 # How the queue and the limits of clients behave, in five minutes of virtual time.
 fairness:
 	cargo test --locked --bench fairness -- --quick
+
+# How much of the prompts resources find in their caches, in virtual time.
+prompt-cache: install-packages
+	cargo bench --locked --bench prompt_cache
 
 # The official SDKs, the Agents SDK, LangChain and the Codex CLI, unmodified, against the running binary.
 sdk: install-test-packages

@@ -156,6 +156,29 @@ impl fmt::Display for DeploymentName {
     }
 }
 
+/// The key of a prompt: requests with the same key can use the same prompt cache, and go to the same backend. It is a
+/// hash, which says nothing of the prompt; shown as 16 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CacheKey(u64);
+
+impl CacheKey {
+    /// The key with this hash.
+    pub const fn from_hash(hash: u64) -> Self {
+        Self(hash)
+    }
+
+    /// Its hash.
+    pub const fn hash(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for CacheKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 /// A backend's share of the traffic of its tier, relative to the other backends there; 1 to 1000.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Weight(NonZeroU16);

@@ -41,17 +41,23 @@ impl DecidingBalancer {
         let keyring = Keyring::offline(runtime.handle());
         let recorder = Recorder::start(&checked.config, &keyring, runtime.handle()).unwrap();
         let gateway = Gateway::new(&checked.config, Arc::new(ProcessState::new(now, recorder, keyring)), now);
-        let admitted = admit(&gateway, Moment { instant: now, time: SystemTime::now() });
+        let received = Moment { instant: now, time: SystemTime::now() };
+        let admitted = admit(&gateway, &Bytes::from_static(BODY), received);
         Self { gateway, admitted, _runtime: runtime }
+    }
+
+    /// Admits a chat request with this body.
+    pub fn admit(&self, body: &Bytes, received: Moment) -> AdmittedRequest {
+        admit(&self.gateway, body, received)
     }
 }
 
-fn admit(gateway: &Gateway, received: Moment) -> AdmittedRequest {
+fn admit(gateway: &Gateway, body: &Bytes, received: Moment) -> AdmittedRequest {
     let expectation = "the request is valid";
-    let (method, body) = (&Method::POST, Bytes::from_static(BODY));
+    let method = &Method::POST;
     let target = gateway.check_method_and_parse_target(method, TARGET, false).expect(expectation);
     let Ok(client) = gateway.authenticate(&HeaderMap::new(), &target, None) else { panic!("{expectation}") };
-    let view = BodyView { bytes: &body, content_type: "application/json", is_compressed: false };
+    let view = BodyView { bytes: body, content_type: "application/json", is_compressed: false };
     let call = gateway.parse_requested_call(method, &target, &view).expect(expectation);
-    gateway.admit(method, target, &client, call, &body, received).expect(expectation)
+    gateway.admit(method, target, &client, call, body, received).expect(expectation)
 }

@@ -13,6 +13,7 @@
 )]
 
 mod azure;
+#[allow(dead_code, reason = "another benchmark uses it as well")]
 mod balancer;
 mod ledger;
 mod limit_run;

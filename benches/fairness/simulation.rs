@@ -336,7 +336,7 @@ impl Simulation {
         if let Some(step) = request.chosen_step.take() {
             return step;
         }
-        let (plan, pool, operation) = (&request.plan, &admitted.pool, admitted.target.operation);
+        let (plan, pool, operation) = (&request.plan, &admitted.pool, admitted.routed_operation());
         if gateway.is_queue_before(admitted, plan.has_home())
             && plan.waits_behind_others(pool, operation, &request.limits, now)
         {
@@ -362,7 +362,7 @@ impl Simulation {
             body_bytes: request.arrival.tokens * 4,
             refused_turn: request.refused_turn.take(),
         };
-        let choice = request.plan.backend_choice(&admitted.pool, admitted.target.operation);
+        let choice = request.plan.backend_choice(&admitted.pool, admitted.routed_operation());
         let Some(mut place) = gateway.join_queue(admitted, &Method::POST, choice, waiting, now) else {
             request.on_queue_wait_over(QueueEnd::Full, now);
             return false;

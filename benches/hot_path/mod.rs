@@ -130,7 +130,7 @@ pub fn steps() -> Vec<Step> {
         Box::new(move || {
             let mut plan = RetryPlan::new(&admitted.pool);
             let limits = step_fixture.gateway.retry_limits_for_request(&admitted, now, now, None);
-            let next_step = plan.next_step(&admitted.pool, Operation::Chat, &limits, now, 0.5);
+            let next_step = plan.next_step(&admitted.pool, admitted.routed_operation(), &limits, now, 0.5);
             if let NextStep::Attempt(chosen) = next_step {
                 plan.on_attempt_start(&admitted.pool, &chosen, now);
             }
@@ -360,6 +360,7 @@ fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -
         region: Some("East US".to_owned()),
         apim_request_id: Some("0f1a9f8c-2f3b-4c59-a0d0-2a0b7a7f6f11".to_owned()),
         affinity: None,
+        cache: None,
         attempts: Vec::new(),
         duration: Duration::from_millis(900),
         queued: Duration::ZERO,

@@ -67,6 +67,7 @@ var fields = [
   { name: 'model', type: 'string' }
   { name: 'service_tier', type: 'string' }
   { name: 'affinity', type: 'dynamic' }
+  { name: 'cache', type: 'dynamic' }
   { name: 'attempts', type: 'dynamic' }
   { name: 'duration_ms', type: 'long' }
   { name: 'waited_ms', type: 'long' }

@@ -56,7 +56,7 @@ fn backend_facts(config: &ActiveConfig, index: usize, backend: &Backend, now: In
     let deployments = health.deployments().into_iter().filter(|(name, _)| !name.is_empty());
     let operations = health.unavailable_parts(now).into_iter().filter_map(|(part, outage)| match part {
         BackendPart::Operation(_) => Some(outage),
-        BackendPart::Deployment(_) => None,
+        BackendPart::Deployment(_) | BackendPart::FlexRequests(_) => None,
     });
     BackendFacts {
         deployments: deployments.map(|(_, health)| health.availability.current_outage(now)).collect(),

@@ -121,6 +121,8 @@ pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
             let deployment = match part {
                 BackendPart::Deployment(deployment) => deployment,
                 BackendPart::Operation(_) => "",
+                // The deployment serves all other requests.
+                BackendPart::FlexRequests(_) => continue,
             };
             state_gauge
                 .with_label_values(&[

@@ -1,6 +1,7 @@
 //! Collects the status of the process: what `GET /api/status` returns.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
@@ -26,6 +27,7 @@ use super::wall_clock::{WallClockConverter, format_rfc3339};
 use crate::azure::response::hints::RateLimit;
 use crate::gateway::{Backend, DisabledBackend, PoolKey};
 use crate::proxy::ActiveConfig;
+use crate::record::prompt_tokens::PromptTokens;
 use crate::record::statistics::{
     AttemptCounts, BackendActivity, ClientUsage, StatisticsSnapshot, TIMELINE_STEP_DURATION, TimelineStep,
 };
@@ -146,16 +148,29 @@ fn pool_status(
         PoolKey::Unlisted => ("unlisted", None),
         PoolKey::DefaultBackend => ("home", None),
     };
+    let prompt_tokens = &config.gateway.process_state.recorder.metrics().prompt_tokens;
+    let prompt_tokens = match key {
+        PoolKey::Deployment(name) => prompt_tokens.of_deployment(name, clock.monotonic_now),
+        PoolKey::Unlisted | PoolKey::DefaultBackend => HashMap::new(),
+    };
     let mut tiers: Vec<TierStatus> = Vec::new();
     for candidate in pool.candidates() {
         let Some(backend) = config.gateway.backends.get(candidate.backend_index) else { continue };
-        let member = member_status(config, backend, candidate, clock);
+        let mut member = member_status(config, backend, candidate, clock);
+        let tokens = prompt_tokens.get(&backend.config.name);
+        member.cached_share = tokens.and_then(|tokens| tokens.cached_share());
         match tiers.last_mut().filter(|last| last.tier == candidate.tier.get()) {
             Some(last) => last.members.push(member),
             None => tiers.push(TierStatus { tier: candidate.tier.get(), members: vec![member] }),
         }
     }
-    PoolStatus { kind: kind.to_owned(), deployment, tiers }
+    PoolStatus {
+        kind: kind.to_owned(),
+        deployment,
+        balance: pool.balance_policy().as_str().to_owned(),
+        cached_share: prompt_tokens.into_values().sum::<PromptTokens>().cached_share(),
+        tiers,
+    }
 }
 
 fn member_status(
@@ -172,6 +187,7 @@ fn member_status(
         weight: candidate.weight.get(),
         state: availability.state.to_owned(),
         remaining_ms: availability.remaining_ms,
+        cached_share: None,
     }
 }
 
@@ -302,15 +318,17 @@ fn last_minute_stats(activity: &BackendActivity, all_attempts: u64) -> LastMinut
 }
 
 fn unavailable_part(part: BackendPart, outage: &Outage, clock: WallClockConverter) -> UnavailablePart {
-    let (deployment, operation) = match part {
-        BackendPart::Deployment(name) => (Some(name), None),
-        BackendPart::Operation(operation) => (None, Some(operation.name().to_owned())),
+    let (deployment, operation, service_tier) = match part {
+        BackendPart::Deployment(name) => (Some(name), None, None),
+        BackendPart::Operation(operation) => (None, Some(operation.name().to_owned()), None),
+        BackendPart::FlexRequests(name) => (Some(name), None, Some("flex".to_owned())),
     };
     let condition = BackendCondition::from_outage(Some(*outage), clock.monotonic_now);
     let availability = AvailabilityFields::new(condition, clock);
     UnavailablePart {
         deployment,
         operation,
+        service_tier,
         reason: availability.state.to_owned(),
         since: clock.to_rfc3339(outage.since),
         until: availability.until,

@@ -9,7 +9,7 @@ use crate::admission::limits::{ClientAccounts, LimitBooks, UsedTokens};
 use crate::admission::queue::{Choice, QueueBounds, QueueLimits, QueuePlace, QueuedRequest, RequestQueue};
 use crate::config::{RequestClass, parse_and_check_yaml};
 use crate::gateway::budget_books::BudgetBooks;
-use crate::names::{Caller, DeploymentName};
+use crate::names::{CacheKey, Caller, DeploymentName};
 
 /// The clients of a configuration, and the moment at which they are looked at.
 pub(super) struct TestClients {
@@ -65,7 +65,7 @@ pub(super) struct NothingFree;
 impl Choice for NothingFree {
     type Turn = ();
 
-    fn try_take(&self, _now: Instant) -> Option<()> {
+    fn try_take(&self, _key: Option<CacheKey>, _now: Instant) -> Option<()> {
         None
     }
 
@@ -89,7 +89,15 @@ impl TestQueue {
     pub(super) fn join(&mut self, line: &str, class: RequestClass) {
         let (now, line) = (Instant::now(), self.queue.line(line));
         let caller = Caller::of(None, None);
-        let request = QueuedRequest { class, caller, since: now, tokens: 1, bytes: 1, holds_up_others: true };
+        let request = QueuedRequest {
+            class,
+            caller,
+            since: now,
+            tokens: 1,
+            bytes: 1,
+            holds_up_others: true,
+            key: None,
+        };
         let bounds = QueueBounds { max_requests: 100, max_bytes: 100 };
         let deadline = now + Duration::from_secs(60);
         self.places.push(self.queue.join(

@@ -39,6 +39,7 @@ pub use config::resource_file::{load_resources, parse_resources};
 pub use moods::mood::{BodyPosition, ErrorEventOrder, Mood};
 pub use moods::simulated_error::SimulatedError;
 pub use resource::definition::{ResponseTiming, SimulatedDeployment, SimulatedResource};
+pub use resource::prompt_cache::{CachedPrompt, PromptCache};
 pub use resource::rate_limiter::DeploymentKind;
 pub use resource::request_log::LoggedRequest;
 pub use server::simulator::Simulator;

@@ -8,7 +8,9 @@ use crate::admission::queue::QueueLine;
 use crate::azure::{PromptPartRanges, RequestTarget};
 use crate::names::{ClientName, DeploymentName};
 use crate::routing::pool::BackendPool;
+use crate::routing::prompt_cache::PromptRoute;
 use crate::routing::retry_plan::{ResourceSearch, RetryPlan, ShedRule};
+use crate::routing::routed_operation::RoutedOperation;
 
 /// A request that is allowed and has a pool of backends.
 pub struct AdmittedRequest {
@@ -36,6 +38,8 @@ pub struct AdmittedRequest {
     pub(super) uses_unlisted_pool: bool,
     /// Which of its backends it leaves to more urgent requests; `None` for none.
     pub shed_rule: Option<ShedRule>,
+    /// How it is routed by its prompt; `None` if it takes turns.
+    pub prompt_route: Option<PromptRoute>,
 }
 
 impl AdmittedRequest {
@@ -50,13 +54,25 @@ impl AdmittedRequest {
         Self { shed_rule: rule, ..self }
     }
 
+    /// The same request, which is routed by its prompt.
+    #[must_use]
+    pub fn with_prompt_route(self, route: Option<PromptRoute>) -> Self {
+        Self { prompt_route: route, ..self }
+    }
+
     /// The plan for its attempts.
     pub fn retry_plan(&self) -> RetryPlan {
         let plan = match self.search() {
             Some(search) => RetryPlan::for_search(&self.pool, search.clone()),
             None => RetryPlan::new(&self.pool),
         };
-        plan.with_shed_rule(self.shed_rule)
+        plan.with_shed_rule(self.shed_rule).with_prompt_route(self.prompt_route)
+    }
+
+    /// What it would have a backend do.
+    pub fn routed_operation(&self) -> RoutedOperation {
+        let is_flex = matches!(&self.parsed_body, ParsedBody::Json(facts) if facts.asks_for_flex);
+        RoutedOperation { operation: self.target.operation, is_flex }
     }
 
     /// Where the prompt is in the body, if that is known.

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::admission::queue::{Choice, QueuePlace, RequestQueue};
+use crate::names::CacheKey;
 use crate::routing::retry_plan::{BackendChoice, NextAttempt};
 
 /// The requests of a process that wait for backends.
@@ -14,8 +15,8 @@ pub type BackendQueuePlace = QueuePlace<BackendChoice>;
 impl Choice for BackendChoice {
     type Turn = NextAttempt;
 
-    fn try_take(&self, now: Instant) -> Option<NextAttempt> {
-        self.next_attempt(now)
+    fn try_take(&self, key: Option<CacheKey>, now: Instant) -> Option<NextAttempt> {
+        self.next_attempt(key, now)
     }
 
     fn next_chance(&self, now: Instant) -> Option<Instant> {

@@ -118,6 +118,9 @@ impl Gateway {
             }
             Verdict::NotOnThisResource => Some(AttemptOutcome::NotOnThisResource),
             Verdict::PromptTooLong => Some(AttemptOutcome::TierCannotServe),
+            Verdict::Throttled if admitted.routed_operation().is_flex => {
+                Some(AttemptOutcome::Throttled(self.begin_flex_cooldown(admitted, candidate, headers, now)))
+            }
             Verdict::Throttled => {
                 let until = self.begin_cooldown(admitted, candidate, headers, now);
                 // A failure with `retry-after` is a cooldown too, but does not show that the capacity is used up.
@@ -366,7 +369,25 @@ impl Gateway {
         let cooldown = Unavailable { reason: UnavailableReason::CoolingDown, until };
         // Told in episodes by the monitor: a full deployment begins hundreds of cooldowns a minute.
         deployment.availability.mark_unavailable(cooldown, now);
-        self.share_cooldown(candidate, admitted.deployment.as_ref());
+        self.share_cooldown(candidate, admitted.deployment.as_ref(), SharedPart::Deployment);
+        until
+    }
+
+    /// Begins the cooldown that a 429 to a flex request asks for: the capacity for such requests is used up, whether
+    /// others are served or not. Returns its end.
+    fn begin_flex_cooldown(
+        &self,
+        admitted: &AdmittedRequest,
+        candidate: &Candidate,
+        headers: &HeaderMap,
+        now: Instant,
+    ) -> Instant {
+        let until = now + self.cooldown_duration(headers);
+        if let Some(deployment) = &candidate.deployment_health {
+            let cooldown = Unavailable { reason: UnavailableReason::CoolingDown, until };
+            deployment.get_or_create_flex_availability().mark_unavailable(cooldown, now);
+            self.share_cooldown(candidate, admitted.deployment.as_ref(), SharedPart::FlexRequests);
+        }
         until
     }
 

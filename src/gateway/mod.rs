@@ -23,6 +23,7 @@ mod open_sockets;
 mod outage_sharing;
 mod pool_set;
 mod process_state;
+mod prompt_route;
 mod queue;
 mod rates_keeper;
 mod rejections;
@@ -78,6 +79,7 @@ pub use self::object_learner::ObjectLearner;
 pub use self::open_sockets::{OpenSocket, OpenSockets};
 pub use self::pool_set::PoolKey;
 pub use self::process_state::ProcessState;
+pub use self::prompt_route::SESSION_HEADERS;
 pub use self::queue::WaitingRequest;
 pub use self::request_affinity::{Moment, RequestAffinity};
 pub use self::requested_call::{BodyView, RequestedCall};
@@ -327,6 +329,7 @@ impl Gateway {
             parsed_body,
             uses_unlisted_pool,
             shed_rule: None,
+            prompt_route: None,
         })
     }
 

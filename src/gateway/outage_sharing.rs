@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::shared_rests::{Target, Targets};
 use super::{Backend, Gateway, SharedPart};
-use crate::config::BalancePolicy;
 use crate::names::{BackendName, DeploymentName};
 use crate::routing::pool::Candidate;
 
@@ -31,8 +30,11 @@ impl Gateway {
         };
         let targets = Arc::new(Targets::new(self.backends.iter().map(target)));
         if let Some(sends) = self.process_state.shared_sends.get() {
-            let is_by_headroom = self.pools.balance_policy() == BalancePolicy::Headroom;
-            sends.set_targets(if is_by_headroom { Arc::clone(&targets) } else { Arc::default() });
+            sends.set_targets(if self.pools.some_use_headroom() {
+                Arc::clone(&targets)
+            } else {
+                Arc::default()
+            });
         }
         rests.set_targets(targets);
     }
@@ -51,12 +53,18 @@ impl Gateway {
         }
     }
 
-    /// A deployment has begun or extended its cooldown. `requested` is the client's name for it.
-    pub(super) fn share_cooldown(&self, candidate: &Candidate, requested: Option<&DeploymentName>) {
+    /// A deployment, or another `part` of that name, has begun or extended its cooldown. `requested` is the client's name
+    /// for the deployment.
+    pub(super) fn share_cooldown(
+        &self,
+        candidate: &Candidate,
+        requested: Option<&DeploymentName>,
+        part: impl FnOnce(String) -> SharedPart,
+    ) {
         let Some(rests) = self.process_state.shared_rests.get() else { return };
         let Some(backend) = self.backends.get(candidate.backend_index) else { return };
         let name = candidate.upstream_deployment_override.as_ref().or(requested);
-        let part = SharedPart::Deployment(name.map(DeploymentName::to_lowercase).unwrap_or_default());
-        rests.on_found_unavailable(&backend.config.name, part, None);
+        let name = name.map(DeploymentName::to_lowercase).unwrap_or_default();
+        rests.on_found_unavailable(&backend.config.name, part(name), None);
     }
 }

@@ -1,7 +1,7 @@
 //! The pools of a configuration: one for each deployment, one for deployments that are not listed, and
 //! those for calls that name no deployment.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -42,6 +42,8 @@ impl std::fmt::Display for PoolKey {
 /// All pools of a configuration.
 pub(super) struct PoolSet {
     balance_policy: BalancePolicy,
+    /// Of deployments that have a policy of their own.
+    pool_policies: BTreeMap<DeploymentName, BalancePolicy>,
     /// `None` if requests do not wait.
     queue: Option<Arc<BackendQueue>>,
     /// For deployments that some backend lists.
@@ -59,9 +61,17 @@ pub(super) struct PoolSet {
 }
 
 impl PoolSet {
-    /// How a backend is chosen among those of a tier.
-    pub(super) fn balance_policy(&self) -> BalancePolicy {
-        self.balance_policy
+    /// Whether the turns of some pool depend on the headroom of its backends.
+    pub(super) fn some_use_headroom(&self) -> bool {
+        let mut policies = self.pool_policies.values().chain([&self.balance_policy]);
+        policies.any(|policy| match policy {
+            BalancePolicy::Headroom | BalancePolicy::PromptCache => true,
+            BalancePolicy::RoundRobin => false,
+        })
+    }
+
+    fn balance_policy_of(&self, deployment: &DeploymentName) -> BalancePolicy {
+        self.pool_policies.get(deployment).copied().unwrap_or(self.balance_policy)
     }
 
     pub(super) fn new(
@@ -83,10 +93,14 @@ impl PoolSet {
             .map(|(index, backend)| new_candidate(index, backend))
             .collect();
         let default_index = config.requests.default_backend_index;
-        let listed_pools =
-            listed_names.map(|(name, _)| (name.clone(), new_pool(candidates_serving(backends, name))));
+        let listed_pools = listed_names.map(|(name, _)| {
+            let candidates = candidates_serving(backends, name);
+            let pool = BackendPool::new(candidates, config.balance_policy_of(name), now);
+            (name.clone(), Arc::new(pool))
+        });
         Self {
             balance_policy,
+            pool_policies: config.pool_policies.clone(),
             pools_by_listed_deployment: with_lines(listed_pools.collect(), queue.as_deref()),
             unlisted_pool: (!unlisted.is_empty()).then(|| new_pool(unlisted)),
             pools_by_learned_deployment: ArcSwap::default(),
@@ -168,7 +182,8 @@ impl PoolSet {
             return false;
         }
         drop(learned);
-        let pool = BackendPool::new(candidates_serving(backends, deployment), self.balance_policy, now);
+        let policy = self.balance_policy_of(deployment);
+        let pool = BackendPool::new(candidates_serving(backends, deployment), policy, now);
         if let Some(unlisted) = &self.unlisted_pool {
             pool.continue_rotation_of(unlisted);
         }
@@ -242,6 +257,7 @@ fn candidate_without_deployment(index: usize, backend: &Backend) -> Candidate {
 fn new_candidate(index: usize, backend: &Backend) -> Candidate {
     Candidate {
         backend_index: index,
+        name: backend.config.name.clone(),
         resource_index: backend.resource_index,
         tier: backend.config.tier,
         weight: backend.config.weight,

@@ -28,6 +28,7 @@ use crate::record::Recorder;
 use crate::routing::asking::Asking;
 use crate::routing::health::backend_health::HealthRegistry;
 use crate::routing::homes::{DEFAULT_MEMORY_BYTES, Homes};
+use crate::routing::prompt_cache::HotKeys;
 use crate::routing::service_state::ServiceReport;
 use crate::shared::{InstanceLoad, Shared};
 use crate::state::StateDirectory;
@@ -41,6 +42,8 @@ pub struct ProcessState {
     pub drains: Drains,
     /// Limits for asking resources for objects.
     pub asking: Asking,
+    /// How often the keys of prompts are asked.
+    pub hot_keys: HotKeys,
     /// The requests for which no backend is free.
     pub queue: Arc<BackendQueue>,
     /// What the clients use, for their limits.
@@ -111,6 +114,7 @@ impl ProcessState {
             health_registry: HealthRegistry::new(now),
             drains: Drains::default(),
             asking: Asking::default(),
+            hot_keys: HotKeys::new(now),
             queue: Arc::default(),
             client_accounts: Arc::new(ClientAccounts::new(seconds_from)),
             rates_keeper: RatesKeeper::default(),

@@ -52,8 +52,9 @@ impl Gateway {
             request;
         let tokens = reserved_tokens
             .unwrap_or_else(|| demand_of(admitted, method, body_bytes).tokens_of_unknown_client());
-        let holds_up_others = !choice.has_home();
-        let request = QueuedRequest { class, caller, since, tokens, bytes: body_bytes, holds_up_others };
+        let holds_up_others = choice.holds_up_others();
+        let key = admitted.prompt_route.map(|route| route.routed_key);
+        let request = QueuedRequest { class, caller, since, tokens, bytes: body_bytes, holds_up_others, key };
         let bounds = QueueBounds { max_requests: config.max_requests, max_bytes: config.max_body_bytes };
         let limits = QueueLimits { bounds, deadline };
         Some(self.process_state.queue.join(line, &request, choice, refused_turn, limits, now))
@@ -62,10 +63,12 @@ impl Gateway {
     /// Whether a request that could be sent now has to wait, because others wait for the same backends.
     /// `has_home` if only one resource can serve it.
     pub fn is_queue_before(&self, admitted: &AdmittedRequest, has_home: bool) -> bool {
-        admitted
-            .queue_line
-            .as_ref()
-            .is_some_and(|line| if has_home { line.waiting() > 0 } else { line.holds_up_others() })
+        admitted.queue_line.as_ref().is_some_and(|line| {
+            match has_home || admitted.routed_operation().is_flex {
+                true => line.waiting() > 0,
+                false => line.holds_up_others(),
+            }
+        })
     }
 
     /// A backend may have become free for a waiting request. Does nothing without a `queue` block: requests that a

@@ -329,6 +329,7 @@ impl RequestContext {
             region: details.region,
             apim_request_id: details.apim_request_id,
             affinity,
+            cache: self.retry_state.as_ref().and_then(RetryState::cache_record),
             attempts: attempts.unwrap_or_default(),
             duration: now.saturating_duration_since(self.request.received_instant),
             queued: self.retry_state.as_ref().map_or(Duration::ZERO, |retry| retry.queued(now)),

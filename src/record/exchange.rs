@@ -21,7 +21,7 @@ use crate::azure::response::usage::TokenUsage;
 use crate::azure::usage_missing::UsageMissing;
 use crate::azure::{Operation, RequestTarget};
 use crate::config::RequestClass;
-use crate::names::{BackendName, DeploymentName};
+use crate::names::{BackendName, CacheKey, DeploymentName};
 use crate::routing::spill::SpillReason;
 
 /// How much of a prompt, and of a completion, is kept to estimate their tokens once the content is dropped.
@@ -89,6 +89,17 @@ impl AttemptRecord {
             (None, None) => "other",
         }
     }
+}
+
+/// How a request was routed by its prompt, as the record tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheRecord {
+    /// The key of the prompt.
+    pub key: CacheKey,
+    /// Where the key is from: `prompt_cache_key`, `session` or `prefix`.
+    pub by: &'static str,
+    /// Why the last attempt did not go to the first backend of the key; `None` if it did.
+    pub moved: Option<&'static str>,
 }
 
 /// The request body, kept for its prompt. Neither this type nor one that contains it implements `Debug`, so
@@ -232,6 +243,8 @@ pub struct FinishedExchange {
     pub apim_request_id: Option<String>,
     /// How it found the resource that has what it refers to; `None` if it refers to nothing and names a deployment.
     pub affinity: Option<Box<AffinityRecord>>,
+    /// How it was routed by its prompt; `None` if it was not.
+    pub cache: Option<CacheRecord>,
     /// All attempts, in order.
     pub attempts: Vec<AttemptRecord>,
     /// The time from the complete request head to the end of the exchange.
@@ -298,6 +311,7 @@ impl FinishedExchange {
             region: None,
             apim_request_id: None,
             affinity: None,
+            cache: None,
             attempts: Vec::new(),
             duration: Duration::ZERO,
             queued: Duration::ZERO,

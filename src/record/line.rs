@@ -11,11 +11,11 @@ use std::time::Duration;
 use json_escape_simd::escape_into;
 
 use super::affinity::AffinityRecord;
-use super::exchange::{AttemptRecord, ExchangeOutcome};
+use super::exchange::{AttemptRecord, CacheRecord, ExchangeOutcome};
 use crate::admission::limits::LimitKey;
 use crate::azure::response::usage::TokenUsage;
 use crate::money::Amount;
-use crate::names::ResourceName;
+use crate::names::{CacheKey, ResourceName};
 
 /// The values of a record, in the order in which they are written. An unknown value is `None`.
 pub struct RecordLine<'a> {
@@ -47,6 +47,7 @@ pub struct RecordLine<'a> {
     pub(super) model: Option<String>,
     pub(super) service_tier: Option<String>,
     pub(super) affinity: Option<&'a AffinityRecord>,
+    pub(super) cache: Option<CacheRecord>,
     pub(super) attempts: &'a [AttemptRecord],
     pub(super) duration_ms: u64,
     pub(super) waited_ms: u64,
@@ -98,6 +99,7 @@ impl RecordLine<'_> {
         object.write_field("model", self.model.as_deref());
         object.write_field("service_tier", self.service_tier.as_deref());
         object.write_field("affinity", self.affinity);
+        object.write_field("cache", self.cache);
         object.write_field("attempts", self.attempts);
         object.write_field("duration_ms", self.duration_ms);
         object.write_field("waited_ms", self.waited_ms);
@@ -243,6 +245,23 @@ impl JsonValue for &AffinityRecord {
     }
 }
 
+impl JsonValue for CacheKey {
+    fn write_json(self, buffer: &mut Vec<u8>) {
+        // Writing to a `Vec` cannot fail.
+        drop(write!(buffer, "\"{self}\""));
+    }
+}
+
+impl JsonValue for CacheRecord {
+    fn write_json(self, buffer: &mut Vec<u8>) {
+        let mut object = ObjectWriter::begin(buffer);
+        object.write_field("key", self.key);
+        object.write_field("by", self.by);
+        object.write_field("moved", self.moved);
+        object.finish();
+    }
+}
+
 impl JsonValue for &[AttemptRecord] {
     fn write_json(self, buffer: &mut Vec<u8>) {
         buffer.push(b'[');
@@ -314,6 +333,7 @@ mod tests {
             model: None,
             service_tier: Some("flex".to_owned()),
             affinity: None,
+            cache: Some(CacheRecord { key: CacheKey::from_hash(0xabc), by: "session", moved: Some("rest") }),
             attempts,
             duration_ms: 0,
             waited_ms: 250,
@@ -356,7 +376,8 @@ mod tests {
             r#""path":"/a\"b","#,
             r#""operation":"chat","api":"classic","api_version":null,"deployment":"gpt-4o","stream":true,"#,
             r#""status":200,"outcome":"client_gone","refusal":null,"limited_by":null,"reserved_tokens":40,"backend":"east","#,
-            r#""upstream_deployment":null,"region":"East US","model":null,"service_tier":"flex","affinity":null,"attempts":["#,
+            r#""upstream_deployment":null,"region":"East US","model":null,"service_tier":"flex","affinity":null,"#,
+            r#""cache":{"key":"0000000000000abc","by":"session","moved":"rest"},"attempts":["#,
             r#"{"backend":"east","status":null,"error":"reset","start_ms":5,"first_byte_ms":null,"#,
             r#""ms":7,"retry_after_ms":null},"#,
             r#"{"backend":"east","status":200,"error":null,"start_ms":5,"first_byte_ms":6,"#,

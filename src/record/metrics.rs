@@ -15,6 +15,7 @@ use super::cost::ResponseCost;
 use super::cost_statistics::CostStatistics;
 use super::delivery::{self, Deliveries};
 use super::exchange::{ExchangeOutcome, FinishedExchange};
+use super::prompt_tokens::{PromptTokenStatistics, PromptTokens};
 use super::recent_trouble::{BackendFailures, RecentTrouble};
 use super::statistics::Statistics;
 use crate::azure::Operation;
@@ -68,6 +69,8 @@ pub struct Metrics {
     tokens: IntCounterVec,
     cost: CounterVec,
     cost_unknown: IntCounterVec,
+    prompt_tokens_by_kind: IntCounterVec,
+    cache_moves: IntCounterVec,
     websocket_turns: IntCounterVec,
     affinity_requests: IntCounterVec,
     affinity_asked: IntCounterVec,
@@ -82,6 +85,8 @@ pub struct Metrics {
     pub statistics: Statistics,
     /// What the responses to each client cost, for the status page.
     pub costs: CostStatistics,
+    /// The input tokens of the last minutes, for the status page and for the choice of backends.
+    pub prompt_tokens: PromptTokenStatistics,
     /// What is counted of the resources that have what requests refer to, for the status page.
     pub affinity_statistics: AffinityStatistics,
     /// The last requests that did not go well, for the status page.
@@ -207,6 +212,16 @@ impl Metrics {
                 "Responses that are billed, but have no price or no known tokens: aoai_lb_cost_total leaves them out.",
                 &["client", "deployment"],
             ),
+            prompt_tokens_by_kind: counters(
+                "aoai_lb_prompt_tokens_total",
+                "Input tokens by what the prompt cache did with them: cached, written (where that is billed), plain.",
+                &["deployment", "kind"],
+            ),
+            cache_moves: counters(
+                "aoai_lb_cache_moves_total",
+                "Requests that did not go to the first backend of their prompt's key, by reason: rest, load, hot, home, shed.",
+                &["reason"],
+            ),
             websocket_turns,
             affinity_requests: counters(
                 "aoai_lb_affinity_requests_total",
@@ -242,6 +257,7 @@ impl Metrics {
             ),
             statistics: Statistics::default(),
             costs: CostStatistics::new(SystemTime::now()),
+            prompt_tokens: PromptTokenStatistics::new(Instant::now()),
             affinity_statistics: AffinityStatistics::new(Instant::now()),
             recent_trouble: RecentTrouble::default(),
             backend_failures: BackendFailures::default(),
@@ -325,7 +341,11 @@ impl Metrics {
         if let Some(request) = self.recent_trouble.note(exchange) {
             self.backend_failures.note(&request);
         }
+        if let Some(reason) = exchange.cache.and_then(|cache| cache.moved) {
+            self.cache_moves.with_label_values(&[reason]).inc();
+        }
         let Some(usage) = usage else { return };
+        self.record_prompt_tokens(exchange, usage, deployment, now);
         let token_counts = [
             ("input", usage.input),
             ("output", usage.output),
@@ -350,6 +370,29 @@ impl Metrics {
             self.cost_unknown.with_label_values(&labels).inc();
         }
         self.costs.record(exchange, cost);
+    }
+
+    fn record_prompt_tokens(
+        &self,
+        exchange: &FinishedExchange,
+        usage: &TokenUsage,
+        label: &str,
+        now: Instant,
+    ) {
+        let Some(tokens) = PromptTokens::of(usage) else { return };
+        for (kind, count) in tokens.by_kind() {
+            self.prompt_tokens_by_kind.with_label_values(&[label, kind]).inc_by(count);
+        }
+        let deployment = exchange.requested_deployment.as_ref().filter(|_| exchange.is_deployment_known);
+        // What says nothing of a cache has none.
+        if let (Some(deployment), Some(backend), Some(_)) =
+            (deployment, &exchange.answering_backend, usage.cached)
+        {
+            self.prompt_tokens.record(deployment, backend, tokens, now);
+        }
+        if let (Some(deployment), Some(_)) = (deployment, usage.cache_write) {
+            self.prompt_tokens.note_billed_writes(deployment);
+        }
     }
 
     /// Counts records of a sink by what became of them.
@@ -420,75 +463,5 @@ pub fn register_metric<M: Collector + Clone + 'static>(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::time::Duration;
-
-    use super::*;
-    use crate::azure::parse_target;
-    use crate::config::RequestClass;
-    use crate::record::testing::answered_exchange;
-
-    #[test]
-    fn only_requests_that_waited_in_the_queue_are_counted_by_their_class() {
-        let metrics = Metrics::new();
-        let queued =
-            |class, ms| FinishedExchange { class, queued: Duration::from_millis(ms), ..answered_exchange() };
-        for exchange in [
-            queued(Some(RequestClass::Batch), 7),
-            queued(Some(RequestClass::Batch), 400),
-            queued(Some(RequestClass::Interactive), 0),
-            queued(None, 60_001),
-        ] {
-            metrics.record_exchange(&exchange, None, None);
-        }
-        let text = metrics.to_prometheus_text(&Registry::new());
-        let samples: Vec<&str> =
-            text.lines().filter_map(|line| line.strip_prefix("aoai_lb_queue_wait_seconds")).collect();
-        for sample in [
-            r#"_bucket{class="batch",le="0.005"} 0"#,
-            r#"_bucket{class="batch",le="0.01"} 1"#,
-            r#"_bucket{class="batch",le="0.5"} 2"#,
-            r#"_count{class="batch"} 2"#,
-            r#"_bucket{class="standard",le="60"} 0"#,
-            r#"_count{class="standard"} 1"#,
-        ] {
-            assert!(samples.contains(&sample), "{sample}\n{samples:#?}");
-        }
-        assert!(!samples.iter().any(|sample| sample.contains("interactive")), "{samples:#?}");
-    }
-
-    #[test]
-    fn turns_are_requests_and_their_websocket_has_no_duration() {
-        let metrics = Metrics::new();
-        let target = parse_target(b"/openai/v1/responses", false).unwrap();
-        let target = Some(Arc::new(target));
-        let socket = FinishedExchange {
-            client_status: Some(101),
-            duration: Duration::from_hours(1),
-            target: target.clone(),
-            ..answered_exchange()
-        };
-        let turn = || FinishedExchange {
-            socket_id: Some("018".into()),
-            target: target.clone(),
-            ..answered_exchange()
-        };
-        let failed = FinishedExchange { outcome: ExchangeOutcome::Failed, ..turn() };
-        for exchange in [socket, turn(), turn(), failed] {
-            metrics.record_exchange(&exchange, None, None);
-        }
-        let text = metrics.to_prometheus_text(&Registry::new());
-        for sample in [
-            r#"aoai_lb_websocket_turns_total{operation="responses",outcome="answered"} 2"#,
-            r#"aoai_lb_websocket_turns_total{operation="responses",outcome="failed"} 1"#,
-            r#"aoai_lb_websocket_turns_total{operation="realtime",outcome="answered"} 0"#,
-            r#"aoai_lb_request_duration_seconds_count{operation="responses"} 3"#,
-        ] {
-            assert!(text.lines().any(|line| line == sample), "{sample}\n{text}");
-        }
-        let steps = metrics.statistics.snapshot(Instant::now()).steps;
-        let counts = steps.into_iter().flatten().map(|step| (step.finished_requests, step.failed_requests));
-        assert_eq!(counts.fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1)), (3, 1));
-    }
-}
+#[path = "metrics_tests.rs"]
+mod tests;

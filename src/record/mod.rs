@@ -16,6 +16,7 @@ pub mod latency_histogram;
 pub mod line;
 pub mod metrics;
 mod missing_usage;
+pub mod prompt_tokens;
 mod queue;
 pub mod recent_trouble;
 pub mod redact;

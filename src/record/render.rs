@@ -106,6 +106,7 @@ impl FinishedExchange {
             model: capture.model,
             service_tier: capture.service_tier,
             affinity: self.affinity.as_deref(),
+            cache: self.cache,
             attempts: &self.attempts,
             duration_ms: to_millis(self.duration),
             waited_ms: to_millis(self.waited),

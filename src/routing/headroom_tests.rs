@@ -192,6 +192,7 @@ fn simulate_hour(
         let backend_health =
             health_registry.get_or_create_backend(&BackendName::new(&backend_index.to_string()));
         Candidate {
+            name: BackendName::new(&backend_index.to_string()),
             backend_index,
             resource_index: backend_index,
             tier: Tier::FIRST,
@@ -237,7 +238,8 @@ fn simulate_hour(
             max_queue_wait: None,
         };
         loop {
-            let NextStep::Attempt(attempt) = plan.next_step(&pool, Operation::Chat, &limits, now, 0.0) else {
+            let NextStep::Attempt(attempt) = plan.next_step(&pool, Operation::Chat.into(), &limits, now, 0.0)
+            else {
                 result.failed_requests += 1;
                 break;
             };

@@ -9,16 +9,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
+use smallvec::SmallVec;
+
 use super::headroom::SendTicket;
 use super::health::availability::{Availability, AvailabilityCell, Unavailable, UnavailableReason};
 use super::health::backend_health::{BackendHealth, DeploymentHealth};
 use super::health::probe_permit::ProbePermit;
+use super::prompt_cache::{LoadTicket, LoadedMember, RankedBackend, choose_member};
 use super::retry_budget::RetryBudget;
+use super::routed_operation::RoutedOperation;
 use super::weighted_round_robin::{WeightedRoundRobin, turns_per_round};
-use crate::azure::Operation;
 use crate::config::BalancePolicy;
 use crate::credentials::BackendCredential;
-use crate::names::{DeploymentName, Tier, Weight};
+use crate::names::{BackendName, CacheKey, DeploymentName, Tier, Weight};
 
 /// From this share of its turns on, a member takes all of them, so that round robin among members with
 /// nearly the same headroom stays exact.
@@ -33,6 +36,8 @@ const MAX_OWED_TURNS: u32 = 256;
 pub struct Candidate {
     /// The index of the backend in the configuration.
     pub backend_index: usize,
+    /// The name of the backend.
+    pub name: BackendName,
     /// The index of its resource among those of the configuration. What is made on a resource is known to all
     /// backends of it, and to no other.
     pub resource_index: usize,
@@ -56,14 +61,14 @@ pub struct Candidate {
 impl Candidate {
     /// Why and until when it cannot be used for this operation. If there are several reasons, it is the one
     /// that will last longest: what an operator has to repair outlasts what ends by itself.
-    pub fn unavailability(&self, operation: Operation, now: Instant) -> Option<Unavailable> {
+    pub fn unavailability(&self, operation: RoutedOperation, now: Instant) -> Option<Unavailable> {
         Self::unavailability_in(self.availability_cells(operation), now)
     }
 
     /// The same for a request that is sent there although it is drained.
     pub(super) fn unavailability_despite_drain(
         &self,
-        operation: Operation,
+        operation: RoutedOperation,
         now: Instant,
     ) -> Option<Unavailable> {
         Self::unavailability_in(self.cells_despite_drain(operation), now)
@@ -85,7 +90,11 @@ impl Candidate {
     }
 
     /// Until when its circuit is open, if that is the only reason why it is unavailable.
-    pub(super) fn open_until_if_only_breaker(&self, operation: Operation, now: Instant) -> Option<Instant> {
+    pub(super) fn open_until_if_only_breaker(
+        &self,
+        operation: RoutedOperation,
+        now: Instant,
+    ) -> Option<Instant> {
         let mut until = None;
         for cell in self.availability_cells(operation) {
             match cell.availability(now) {
@@ -105,14 +114,18 @@ impl Candidate {
     }
 
     /// The permit to use it, and to probe what is due; `None` if it is unavailable.
-    pub(super) fn acquire_probe_permit(&self, operation: Operation, now: Instant) -> Option<ProbePermit> {
+    pub(super) fn acquire_probe_permit(
+        &self,
+        operation: RoutedOperation,
+        now: Instant,
+    ) -> Option<ProbePermit> {
         ProbePermit::acquire(self.availability_cells(operation), now)
     }
 
     /// The permit to use it although it is drained; `None` if it is unavailable for another reason.
     pub(super) fn acquire_permit_despite_drain(
         &self,
-        operation: Operation,
+        operation: RoutedOperation,
         now: Instant,
     ) -> Option<ProbePermit> {
         ProbePermit::acquire(self.cells_despite_drain(operation), now)
@@ -122,7 +135,7 @@ impl Candidate {
     /// another reason, was tried a short time ago, or has no secret to be sent.
     pub(super) fn acquire_last_resort_permit(
         &self,
-        operation: Operation,
+        operation: RoutedOperation,
         now: Instant,
     ) -> Option<ProbePermit> {
         // 0 is the id of no secret.
@@ -142,26 +155,37 @@ impl Candidate {
         self.deployment_health.as_ref().map(|deployment| deployment.headroom.record_send(now))
     }
 
+    /// Counts an attempt of about this many tokens as held by its deployment, until the ticket is dropped.
+    pub fn hold_tokens(&self, tokens: u64) -> Option<LoadTicket> {
+        self.deployment_health.as_ref().map(|deployment| deployment.token_load.add(tokens))
+    }
+
     /// The share of its turns that it should take, from 0 to 1.
     fn turn_share(&self, now: Instant) -> f64 {
         self.deployment_health.as_ref().map_or(1.0, |deployment| deployment.headroom.turn_share(now))
     }
 
-    fn cells_despite_drain(&self, operation: Operation) -> impl Iterator<Item = &Arc<AvailabilityCell>> {
+    fn cells_despite_drain(
+        &self,
+        operation: RoutedOperation,
+    ) -> impl Iterator<Item = &Arc<AvailabilityCell>> {
         let drain = &self.backend_health.drain_state;
         self.availability_cells(operation).filter(move |cell| !Arc::ptr_eq(cell, drain))
     }
 
-    fn availability_cells(&self, operation: Operation) -> impl Iterator<Item = &Arc<AvailabilityCell>> {
+    fn availability_cells(&self, operation: RoutedOperation) -> impl Iterator<Item = &Arc<AvailabilityCell>> {
         let health = &self.backend_health;
         let backend_cells = [
             &health.drain_state,
             health.refresh_credential_availability(&self.credential),
-            health.operation_availability(operation),
+            health.operation_availability(operation.operation),
             &health.breaker.availability,
         ];
-        let deployment_cell = self.deployment_health.as_deref().map(|deployment| &deployment.availability);
-        backend_cells.into_iter().chain(deployment_cell)
+        let deployment = self.deployment_health.as_deref();
+        let deployment_cell = deployment.map(|deployment| &deployment.availability);
+        let flex_cell =
+            deployment.filter(|_| operation.is_flex).and_then(DeploymentHealth::flex_availability);
+        backend_cells.into_iter().chain(deployment_cell).chain(flex_cell)
     }
 }
 
@@ -178,6 +202,30 @@ pub(super) struct PoolTier {
     owed_turns: Box<[AtomicU32]>,
     /// For each member, its turns in the shortest sequence that has the proportions of the weights.
     turns_per_round: Box<[u32]>,
+    /// For each member, its place in the orders of keys; empty unless requests are routed by their prompts.
+    ranked: Box<[RankedBackend]>,
+}
+
+/// How a member of a tier is picked for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PickBy {
+    /// The one whose turn it is.
+    Turn,
+    /// Out of turn: only one resource can serve the request.
+    Home,
+    /// By the key of its prompt.
+    Prompt(CacheKey),
+}
+
+impl PickBy {
+    /// For a request with this key, if it has one. `has_home` if only one resource can serve it.
+    pub(super) fn new(key: Option<CacheKey>, has_home: bool) -> Self {
+        match key {
+            Some(key) => Self::Prompt(key),
+            None if has_home => Self::Home,
+            None => Self::Turn,
+        }
+    }
 }
 
 impl PoolTier {
@@ -233,7 +281,9 @@ impl BackendPool {
         candidates.sort_by_key(|candidate| candidate.tier);
         let mut tiers = Vec::new();
         let mut start = 0;
+        let is_by_prompt = balance_policy == BalancePolicy::PromptCache;
         for tier in candidates.chunk_by(|a, b| a.tier == b.tier) {
+            let ranked = tier.iter().filter(|_| is_by_prompt);
             let weights: Vec<Weight> = tier.iter().map(|candidate| candidate.weight).collect();
             let member_indexes = start..start + tier.len();
             start = member_indexes.end;
@@ -243,6 +293,7 @@ impl BackendPool {
                 turn_credits: weights.iter().map(|_| AtomicU32::new(0)).collect(),
                 owed_turns: weights.iter().map(|_| AtomicU32::new(0)).collect(),
                 turns_per_round: turns_per_round(&weights),
+                ranked: ranked.map(|one| RankedBackend::new(&one.name, one.weight)).collect(),
             });
         }
         Self { candidates, balance_policy, tiers, retry_budget: RetryBudget::new(now) }
@@ -271,17 +322,70 @@ impl BackendPool {
         self.tiers.last().is_none_or(|last| index >= last.member_indexes.start)
     }
 
+    /// How a candidate is chosen among those of a tier.
+    pub fn balance_policy(&self) -> BalancePolicy {
+        self.balance_policy
+    }
+
+    /// The indexes of all candidates in the order of a key, whatever their state; empty unless requests are routed by
+    /// their prompts.
+    pub fn key_order(&self, key: CacheKey) -> Vec<usize> {
+        let in_tier = |tier: &PoolTier| {
+            let mut scored: Vec<(f64, usize)> =
+                tier.ranked.iter().map(|one| one.score(key)).zip(tier.member_indexes.clone()).collect();
+            scored.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+            scored.into_iter().map(|(_, index)| index)
+        };
+        self.tiers.iter().flat_map(in_tier).collect()
+    }
+
+    /// The index of the candidate that is the first in the order of a key.
+    pub(super) fn first_of_key(&self, key: CacheKey) -> Option<usize> {
+        let tier = self.tiers.first()?;
+        let scored = tier.ranked.iter().map(|one| one.score(key)).zip(tier.member_indexes.clone());
+        scored.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, index)| index)
+    }
+
     pub(super) fn tiers(&self) -> &[PoolTier] {
         &self.tiers
     }
 
-    /// The index of the eligible candidate of a tier that owes the fewest turns for its weight. It owes one more
-    /// from then on, so that the shares of all requests stay those of the weights.
-    pub(super) fn pick_out_of_turn(
+    /// The index of the eligible candidate of a tier that a request gets.
+    pub(super) fn pick(
         &self,
         tier: &PoolTier,
+        by: PickBy,
+        is_eligible: impl Fn(usize) -> bool,
+        now: Instant,
+    ) -> Option<usize> {
+        match by {
+            PickBy::Turn => self.pick_in_turn(tier, is_eligible, now),
+            PickBy::Home => self.pick_out_of_turn(tier, is_eligible),
+            PickBy::Prompt(key) => self.pick_by_key(tier, key, is_eligible),
+        }
+    }
+
+    /// The index of the eligible candidate of a tier that is the first in the order of the key, of those within the
+    /// bound.
+    fn pick_by_key(
+        &self,
+        tier: &PoolTier,
+        key: CacheKey,
         is_eligible: impl Fn(usize) -> bool,
     ) -> Option<usize> {
+        let members = tier.member_indexes.clone().zip(&tier.ranked).filter(|(index, _)| is_eligible(*index));
+        let loaded = members.map(|(index, ranked)| {
+            let health = self.candidates.get(index).and_then(|one| one.deployment_health.as_ref());
+            let (tokens, requests) =
+                health.map_or((0, 0), |health| (health.token_load.tokens(), health.token_load.requests()));
+            LoadedMember { index, score: ranked.score(key), weight: ranked.weight(), tokens, requests }
+        });
+        choose_member(&loaded.collect::<SmallVec<[LoadedMember; 8]>>())
+    }
+
+    /// The index of the eligible candidate of a tier that owes the fewest turns for its weight. It owes one more
+    /// from then on, so that the shares of all requests stay those of the weights.
+    fn pick_out_of_turn(&self, tier: &PoolTier, is_eligible: impl Fn(usize) -> bool) -> Option<usize> {
         let eligible = tier.member_indexes.clone().enumerate().filter(|(_, index)| is_eligible(*index));
         let owed_for_weight = |member: usize, index: usize| {
             let owed = tier.owed_turns.get(member).map_or(0, |owed| owed.load(Ordering::Relaxed));
@@ -296,7 +400,7 @@ impl BackendPool {
     }
 
     /// The index of the candidate whose turn it is among the eligible ones of a tier.
-    pub(super) fn pick_in_tier(
+    fn pick_in_turn(
         &self,
         tier: &PoolTier,
         is_eligible: impl Fn(usize) -> bool,
@@ -308,7 +412,7 @@ impl BackendPool {
             BalancePolicy::RoundRobin => {
                 tier.round_robin.pick(is_eligible_member, |member| !tier.pay_owed_turn(member))
             }
-            BalancePolicy::Headroom => {
+            BalancePolicy::Headroom | BalancePolicy::PromptCache => {
                 let share_of = |index: usize| {
                     self.candidates.get(index).map_or(0.0, |candidate| candidate.turn_share(now))
                 };

@@ -369,3 +369,44 @@ async fn check_live_reports_the_problem_of_each_backend() {
         "expected no request that is billed"
     );
 }
+
+#[test]
+fn explain_shows_the_order_of_the_backends_for_the_key_of_a_prompt() {
+    let backend = |name: &str, tier: u16| {
+        backend_yaml(
+            name,
+            &format!("https://{name}.openai.azure.com"),
+            &format!("tier: {tier}\ndeployments: {{ gpt-4o: gpt-4o, o3: o3 }}"),
+        )
+    };
+    let backends: String = ["a", "b", "c"].map(|name| backend(name, 1)).concat() + &backend("last", 2);
+    let listeners = "listeners: [ { address: 127.0.0.1:8080 } ]\nclients: open\n";
+    let file = format!("{listeners}pools: {{ gpt-4o: {{ balance: prompt_cache }} }}\nbackends:\n{backends}");
+    let explain = |model: &str, more: &[&str]| {
+        let arguments = [&["explain", "POST", "/openai/v1/responses", "--model", model], more].concat();
+        let (code, text) = run_with_config(&arguments, &file);
+        assert_eq!(code, Some(0), "{text}");
+        text
+    };
+    let mut firsts = std::collections::HashSet::new();
+    for key in ["one", "two", "three", "four", "five", "six"] {
+        let text = explain("gpt-4o", &["--cache-key", key]);
+        let (_, order) = text.split_once(" has the order ").unwrap_or_else(|| panic!("no order in:\n{text}"));
+        let order: Vec<&str> = order.lines().next().unwrap().split(", ").collect();
+        assert_eq!((order.len(), order[3]), (4, "last"), "{text}");
+        let place = |name: &&str| text.find(&format!("{name}: tier")).unwrap();
+        assert!(order.is_sorted_by_key(place), "the attempts have the same order:\n{text}");
+        firsts.insert(order[0].to_owned());
+    }
+    assert!(firsts.len() > 1, "each key has an order of its own");
+    let text = explain("gpt-4o", &[]);
+    for part in [
+        "(balance: prompt_cache)",
+        "prompt_cache_key in the body, else the header x-session-id",
+        "that of \"example\" is ",
+    ] {
+        assert!(text.contains(part), "expected {part:?} in:\n{text}");
+    }
+    let text = explain("o3", &["--cache-key", "one"]);
+    assert!(text.contains("--cache-key has no effect") && text.contains("(balance: headroom)"), "{text}");
+}

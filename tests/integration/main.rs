@@ -55,6 +55,7 @@ mod moods;
 mod open_files;
 mod operate;
 mod progress;
+mod prompt_cache;
 mod queue;
 mod queue_view;
 mod realtime;

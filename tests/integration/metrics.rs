@@ -35,6 +35,7 @@ const METRIC_NAMES: &[&str] = &[
     "aoai_lb_malformed_total",
     "aoai_lb_oldest_attempt_seconds",
     "aoai_lb_overhead_seconds",
+    "aoai_lb_prompt_tokens_total",
     "aoai_lb_read_lag_seconds",
     "aoai_lb_record_backlog_seconds",
     "aoai_lb_records_total",

@@ -39,7 +39,10 @@ fn next_mood_and_outcomes(mood: &Mood) -> (Option<Mood>, ExpectedOutcome, Expect
         Mood::Calm => {
             (Mood::Throttled { retry_after_ms: Some(30_000), retry_after: None }, Answered, Answered)
         }
-        Mood::Throttled { .. } => (Mood::HighDemand, AnsweredByOther, AnsweredByOther),
+        Mood::Throttled { .. } => {
+            (Mood::FlexThrottled { retry_after_ms: Some(30_000) }, AnsweredByOther, AnsweredByOther)
+        }
+        Mood::FlexThrottled { .. } => (Mood::HighDemand, Answered, Answered),
         Mood::HighDemand => (unavailable(), AnsweredByOther, AnsweredByOther),
         Mood::Refuses(_) => (Mood::Mute, AnsweredByOther, AnsweredByOther),
         Mood::Mute => (Mood::SlowFirstByte(LONGER_THAN_TIMEOUTS), AnsweredByOther, AnsweredByOther),

@@ -243,13 +243,14 @@ def problems(tick=0):
     cooling = deployment("gpt-4o", 0.0, **unavailability("cooling", 4, 47, cooldown_reason))
     cooldown = {"deployment": "gpt-4o", "operation": None, "until": None, "until_ms": 47000, "reason": "cooling", "since": seconds_ago(4)}
     images = {"deployment": None, "operation": "images", "until": None, "until_ms": 3000, "reason": "permission", "since": seconds_ago(9)}
+    flex = {**cooldown, "deployment": "gpt-5.6-sol", "service_tier": "flex", "until_ms": 12000}
     last_error = {"at": seconds_ago(12), "status": 503, "code": "ServiceUnavailable", "message": "The service is temporarily unable to process your request."}
     overdrawn = deployment("gpt-4o-overdrawn", remaining_tokens=-1200, remaining_requests=-3)
     cooling["remaining_tokens"] = 0
     backends = [
         backend("eastus-ptu", tick, 0.0, **unavailability("breaker_open", 12, 18, "failed too often; last: 503 ServiceUnavailable"), weight=2, last_error=last_error, oldest_attempt_seconds=34.2, deployments=[overdrawn]),
         backend("westus", tick, 0.62, tier=2, resting=[cooldown], deployments=[deployment(f"gpt-{index}", index / 9) for index in range(1, 8)] + [cooling]),
-        backend("sweden", tick, 0.38, tier=2, resting=[images]),
+        backend("sweden", tick, 0.38, tier=2, resting=[images, flex]),
         backend("france", tick, 0.0, tier=2, **unavailability("credential", 900, None, "has no credential yet: the vault refuses")),
         backend("japan", tick, 0.0, tier=3, **unavailability("drained", 7200, None, "drained by the operator")),
     ]

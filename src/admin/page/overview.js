@@ -15,6 +15,7 @@ function render(status) {
   showTrouble(status);
   showPools(objectsIn(status.pools), spillingIn(status));
   showQueue(queueOf(status));
+  showCaches(objectsIn(status.pools));
   showClients(objectsIn(status.clients));
   showLimits(status);
   showCosts(status);

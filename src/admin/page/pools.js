@@ -51,6 +51,24 @@ function showQueue(queue) {
   setText($('queue-note'), `Queue: ${pluralize(waiting, 'request')} ${waiting === 1 ? 'waits' : 'wait'} for a free backend (${classes.join(', ')}): ${shown.join(', ') || '–'}. ${bounds}`);
 }
 
+const MOST_CACHES = 5;
+const MOST_CACHE_MEMBERS = 8;
+
+/** How much of their input the deployments read from prompt caches that are balanced by them. */
+function showCaches(pools) {
+  const balanced = pools.filter(pool => pool.balance === 'prompt_cache' && nonEmptyText(pool.deployment));
+  setVisible($('cache-note'), balanced.length > 0);
+  const describe = pool => {
+    const members = membersOf(pool).filter(member => isKnown(member.cached_share));
+    const shown = members.slice(0, MOST_CACHE_MEMBERS).map(member => `${nonEmptyText(member.backend) ?? 'unnamed'} ${formatPercent(member.cached_share)}`);
+    if (members.length > MOST_CACHE_MEMBERS) shown.push(`${members.length - MOST_CACHE_MEMBERS} more`);
+    return `${pool.deployment} ${formatPercent(pool.cached_share)}${shown.length > 0 ? ` (${shown.join(', ')})` : ''}`;
+  };
+  const shown = balanced.slice(0, MOST_CACHES).map(describe), more = balanced.length - MOST_CACHES;
+  if (more > 0) shown.push(`and ${pluralize(more, 'more deployment')}`);
+  setText($('cache-note'), balanced.length > 0 ? `Input read from prompt caches in the last 15 minutes: ${shown.join('; ')}.` : '');
+}
+
 const MOST_CLIENTS = 5;
 
 function showClients(clients) {

@@ -38,7 +38,9 @@ const serviceLookOf = state => SERVICE_LOOKS.get(state) ?? ['?', 'unknown', ''];
 function unavailablePartsOf(backend) {
   const parts = new Map();
   for (const part of objectsIn(backend.resting)) {
-    const name = nonEmptyText(part.deployment) ?? nonEmptyText(part.operation) ?? 'something';
+    const tier = nonEmptyText(part.service_tier);
+    const whole = nonEmptyText(part.deployment) ?? nonEmptyText(part.operation) ?? 'something';
+    const name = tier ? `${whole}: ${tier} requests` : whole;
     parts.set(name, { name, state: nonEmptyText(part.reason), until_ms: part.until_ms });
   }
   for (const part of objectsIn(backend.deployments)) {

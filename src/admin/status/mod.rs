@@ -137,6 +137,11 @@ pub struct PoolStatus {
     /// `deployment`, `unlisted` (names that no backend lists), or `home` (calls without a name).
     pub kind: String,
     pub deployment: Option<String>,
+    /// `round_robin`, `headroom` or `prompt_cache`.
+    #[serde(default)]
+    pub balance: String,
+    /// The share of the input tokens of the last 15 minutes that was read from prompt caches; `null` if that is unknown.
+    pub cached_share: Option<f64>,
     pub tiers: Vec<TierStatus>,
 }
 
@@ -157,6 +162,8 @@ pub struct PoolMemberStatus {
     pub state: String,
     #[serde(rename = "until_ms")]
     pub remaining_ms: Option<u64>,
+    /// The same share of this backend alone.
+    pub cached_share: Option<f64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -232,6 +239,9 @@ pub struct UnavailablePart {
     /// `null` if it is an operation that is unavailable.
     pub deployment: Option<String>,
     pub operation: Option<String>,
+    /// `flex` if only such requests of the deployment are kept away; else `null`.
+    #[serde(default)]
+    pub service_tier: Option<String>,
     pub reason: String,
     pub since: String,
     pub until: Option<String>,

@@ -6,15 +6,16 @@ use super::choices::{ChoiceIndex, Choices};
 use super::class_line::ClassLine;
 use super::ticket::{QueuedRequest, Ticket, TicketOrder};
 use crate::config::RequestClass;
-use crate::names::Caller;
+use crate::names::{CacheKey, Caller};
 
 /// What requests of one kind wait for: the backends that they may be sent to.
 pub trait Choice: PartialEq + Send + 'static {
     /// What a request gets in its turn.
     type Turn: Send;
 
-    /// Takes a free backend for a request with this choice; `None` if there is none.
-    fn try_take(&self, now: Instant) -> Option<Self::Turn>;
+    /// Takes a free backend for a request with this choice; `None` if there is none. Which of several it is depends on
+    /// `key`, if the request is routed by its prompt.
+    fn try_take(&self, key: Option<CacheKey>, now: Instant) -> Option<Self::Turn>;
 
     /// When a backend may become free without a further event; `None` if that is not known.
     fn next_chance(&self, now: Instant) -> Option<Instant>;
@@ -34,6 +35,7 @@ pub(super) struct Line<C, W> {
 #[derive(Debug)]
 struct Waiting<W> {
     choice: ChoiceIndex,
+    key: Option<CacheKey>,
     waiter: W,
 }
 
@@ -66,7 +68,7 @@ impl<C: Choice, W> Line<C, W> {
     ) -> TicketOrder {
         let choice = self.choices.enter(choice);
         let order = TicketOrder { since: request.since, number };
-        let payload = Waiting { choice, waiter };
+        let payload = Waiting { choice, key: request.key, waiter };
         let ticket = Ticket { order, tokens: request.tokens, bytes: request.bytes, payload };
         let class = self.class_mut(request.class);
         if let Some(counted) = refused_turn {
@@ -97,7 +99,7 @@ impl<C: Choice, W> Line<C, W> {
                 if exhausted_choices.contains(&waiting.choice) {
                     return None;
                 }
-                let turn = choices.get(waiting.choice)?.try_take(now);
+                let turn = choices.get(waiting.choice)?.try_take(waiting.key, now);
                 if turn.is_none() {
                     exhausted_choices.push(waiting.choice);
                 }
@@ -140,7 +142,7 @@ impl<C: Choice, W> Line<C, W> {
     }
 
     fn leave(&mut self, class: RequestClass, caller: Caller, ticket: Ticket<Waiting<W>>) -> LeftLine<W> {
-        let Ticket { order, tokens, bytes, payload: Waiting { choice, waiter } } = ticket;
+        let Ticket { order, tokens, bytes, payload: Waiting { choice, waiter, .. } } = ticket;
         self.choices.leave(choice);
         LeftLine { class, caller, order, tokens, bytes, waiter }
     }

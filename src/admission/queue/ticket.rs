@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::config::RequestClass;
-use crate::names::Caller;
+use crate::names::{CacheKey, Caller};
 
 /// What is known of a request that is to wait.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub struct QueuedRequest {
     /// Whether requests that come later must not overtake it although something seems to be free for them: not if
     /// only one resource can serve it.
     pub holds_up_others: bool,
+    /// The key by which it prefers one of several free backends; `None` if they take turns.
+    pub key: Option<CacheKey>,
 }
 
 /// The order of the requests of one client: by time, then by number.

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::admission::queue::charges::LineCharges;
-use crate::names::ClientName;
+use crate::names::{CacheKey, ClientName};
 
 /// A choice with a number of free places that all its requests share.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ impl PartialEq for Places {
 impl Choice for Places {
     type Turn = &'static str;
 
-    fn try_take(&self, _now: Instant) -> Option<&'static str> {
+    fn try_take(&self, _key: Option<CacheKey>, _now: Instant) -> Option<&'static str> {
         let free = self.free.load(std::sync::atomic::Ordering::Relaxed);
         self.set(free.checked_sub(1)?);
         Some(self.name)
@@ -77,6 +77,7 @@ impl Fixture {
             tokens: 1,
             bytes,
             holds_up_others: true,
+            key: None,
         };
         let name = format!("{client}{}", self.joined);
         self.waiting.join(line, &request, choice.clone(), name, None, self.bounds).1
@@ -150,6 +151,7 @@ fn what_leaves_makes_room() {
         tokens: 1,
         bytes: 10,
         holds_up_others: true,
+        key: None,
     };
     for _ in 0..3 {
         let (place, displaced) =
@@ -184,6 +186,7 @@ fn what_clients_are_charged_is_collected_for_each_line_and_class() {
         tokens,
         bytes: 1,
         holds_up_others: true,
+        key: None,
     };
     let (a, b) = (Caller::Client(ClientName::new("a")), Caller::Client(ClientName::new("b")));
     let serve = |fixture: &mut Fixture, line, class, caller: &Caller, tokens, refused| {
@@ -234,6 +237,7 @@ proptest! {
                         tokens: bytes,
                         bytes,
                         holds_up_others: true,
+                        key: None,
                     };
                     let name = number.to_string();
                     ends.insert(name.clone(), 0);
@@ -277,4 +281,42 @@ proptest! {
         prop_assert_eq!(fixture.waiting.total.bytes, 0);
         prop_assert!(fixture.waiting.held.is_empty());
     }
+}
+
+/// A choice whose turns tell the key that they are for.
+#[derive(PartialEq)]
+struct KeyTold;
+
+impl Choice for KeyTold {
+    type Turn = Option<CacheKey>;
+
+    fn try_take(&self, key: Option<CacheKey>, _now: Instant) -> Option<Option<CacheKey>> {
+        Some(key)
+    }
+
+    fn next_chance(&self, _now: Instant) -> Option<Instant> {
+        None
+    }
+}
+
+#[test]
+fn the_backend_of_a_turn_is_chosen_by_the_key_of_the_request_that_gets_it() {
+    let start = Instant::now();
+    let mut waiting = WaitingRequests::default();
+    let bounds = QueueBounds { max_requests: 10, max_bytes: 10 };
+    let keys = [Some(CacheKey::from_hash(1)), None, Some(CacheKey::from_hash(2))];
+    for key in keys {
+        let request = QueuedRequest {
+            class: RequestClass::Standard,
+            caller: Caller::Client(ClientName::new("a")),
+            since: start,
+            tokens: 1,
+            bytes: 1,
+            holds_up_others: true,
+            key,
+        };
+        let (_, displaced) = waiting.join(1, &request, KeyTold, (), None, bounds);
+        assert!(displaced.is_empty());
+    }
+    assert_eq!(keys.map(|_| waiting.serve_first(1, start).unwrap().1), keys);
 }

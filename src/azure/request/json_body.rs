@@ -9,7 +9,7 @@ use super::body_references::{BodyReference, MAX_BODY_REFERENCES, ReferenceCollec
 use super::edit::BodyEdit;
 use super::model_field::ModelField;
 use super::operation::Operation;
-use super::prompt_parts::{PROMPT_KEYS, PromptPartRanges};
+use super::prompt_parts::{LOCATED_KEYS, PromptPartRanges};
 use super::target::ApiStyle;
 use crate::azure::json;
 use crate::azure::json::subslice_range;
@@ -69,6 +69,8 @@ pub struct BodyFacts {
     pub has_data_sources: bool,
     /// Whether `background` is `true`.
     pub is_background: bool,
+    /// Whether `service_tier` is `flex`.
+    pub asks_for_flex: bool,
     /// The largest of `max_completion_tokens`, `max_output_tokens` and `max_tokens`.
     pub max_output_tokens: Option<u64>,
     /// `n`.
@@ -79,22 +81,30 @@ pub struct BodyFacts {
     pub is_empty_object: bool,
     /// Where the prompt is in the body.
     pub prompt_part_ranges: PromptPartRanges,
+    /// Where the definitions of `TOOL_KEYS` are in the body.
+    pub(super) tool_ranges: [Option<Range<u32>>; 2],
+    /// Where the value of `prompt_cache_key` is in the body.
+    pub(super) cache_key_range: Option<Range<u32>>,
     /// Where the ids of other objects are in the body.
     pub(in crate::azure) references: Vec<BodyReference>,
 }
 
-const INSPECTED_KEYS: KeySet<10> = KeySet::new([
+const INSPECTED_KEYS: KeySet<12> = KeySet::new([
+    "prompt_cache_key",
     "model",
     "stream",
     "stream_options",
     "data_sources",
     "dataSources",
     "background",
+    "service_tier",
     "max_completion_tokens",
     "max_output_tokens",
     "max_tokens",
     "n",
 ]);
+/// The `service_tier` of flex processing.
+const FLEX_TIER: &str = "flex";
 const STREAM_OPTIONS_KEYS: KeySet<1> = KeySet::new(["include_usage"]);
 
 impl BodyFacts {
@@ -105,14 +115,25 @@ impl BodyFacts {
     /// The body is not a JSON object, `model` or `stream` is repeated, or it has too many references.
     pub fn parse(body: &[u8]) -> Result<Self, BodyError> {
         let mut references = ReferenceCollector::default();
-        let parsed = json::parse_and_locate_fields(body, &INSPECTED_KEYS, &PROMPT_KEYS, &mut references);
-        let (fields, prompt) = parsed.map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => BodyError::NotObject,
-            _ => BodyError::NotJson { message: error.to_string() },
-        })?;
-        let [model, stream, options, sources, camel_case_sources, background, output_limits @ .., choices] =
-            fields.values;
-        let [is_model_repeated, is_stream_repeated, is_options_repeated, ..] = fields.is_repeated;
+        let parsed = json::parse_and_locate_fields(body, &INSPECTED_KEYS, &LOCATED_KEYS, &mut references);
+        let (fields, [messages, input, instructions, prompt, tools @ ..]) =
+            parsed.map_err(|error| match error.classify() {
+                serde_json::error::Category::Data => BodyError::NotObject,
+                _ => BodyError::NotJson { message: error.to_string() },
+            })?;
+        let [
+            cache_key,
+            model,
+            stream,
+            options,
+            sources,
+            camel_case_sources,
+            background,
+            service_tier,
+            output_limits @ ..,
+            choices,
+        ] = fields.values;
+        let [_, is_model_repeated, is_stream_repeated, is_options_repeated, ..] = fields.is_repeated;
         if is_model_repeated || is_stream_repeated {
             return Err(BodyError::DuplicateKey(if is_model_repeated { "model" } else { "stream" }));
         }
@@ -128,11 +149,14 @@ impl BodyFacts {
             stream_options,
             has_data_sources: [sources, camel_case_sources].into_iter().flatten().any(|raw| raw != "null"),
             is_background: background == Some("true"),
+            asks_for_flex: service_tier.and_then(json::decode_string).is_some_and(|tier| tier == FLEX_TIER),
             max_output_tokens: output_limits.into_iter().flatten().filter_map(|raw| raw.parse().ok()).max(),
             choices: choices.and_then(|raw| raw.parse().ok()),
             key_insertion_offset: open_brace + 1,
             is_empty_object: fields.is_empty_object,
-            prompt_part_ranges: prompt,
+            prompt_part_ranges: [messages, input, instructions, prompt],
+            tool_ranges: tools.map(|range| range.and_then(small_range)),
+            cache_key_range: cache_key.and_then(|raw| small_range(subslice_range(body, raw.as_bytes()))),
             references: references.into_references().ok_or(BodyError::TooManyReferences)?,
         })
     }
@@ -173,6 +197,11 @@ impl BodyFacts {
             StreamOptionsField::Malformed => return None,
         })
     }
+}
+
+/// The range in half the size; `None` beyond 4 GiB.
+fn small_range(range: Range<usize>) -> Option<Range<u32>> {
+    Some(u32::try_from(range.start).ok()?..u32::try_from(range.end).ok()?)
 }
 
 /// Whether the balancer may request a usage event that the client did not ask for: for streamed chat
@@ -302,6 +331,18 @@ mod tests {
         assert!(facts(r#"{"background":true,"data_sources":[]}"#).has_data_sources);
         assert!(!facts(r#"{"background":false,"data_sources":null}"#).is_background);
         assert_eq!(facts(r#"{"stream_options":{"include_usage":false}}"#).include_usage, Some(false));
+        for (body, expected) in [
+            ("{}", false),
+            (r#"{"service_tier":"flex"}"#, true),
+            (r#"{"service_tier" : "fl\u0065x"}"#, true),
+            (r#"{"service_tier":"auto"}"#, false),
+            (r#"{"service_tier":"flexible"}"#, false),
+            (r#"{"service_tier":null}"#, false),
+            (r#"{"service_tier":["flex"]}"#, false),
+            (r#"{"metadata":{"service_tier":"flex"}}"#, false),
+        ] {
+            assert_eq!(facts(body).asks_for_flex, expected, "{body}");
+        }
     }
 
     #[test]

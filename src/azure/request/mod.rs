@@ -13,6 +13,7 @@ pub(super) mod operation;
 mod percent;
 pub mod prompt;
 pub mod prompt_image;
+pub mod prompt_opening;
 pub(super) mod prompt_parts;
 pub mod prompt_sample;
 pub(super) mod query;

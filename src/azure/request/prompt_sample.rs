@@ -31,7 +31,7 @@ const INPUT_KEYS: [&str; 9] = [
     "functions",
 ];
 /// Keys whose values are not text of the prompt.
-const LABEL_KEYS: [&str; 11] = [
+pub(super) const LABEL_KEYS: [&str; 11] = [
     "\"type\"",
     "\"id\"",
     "\"role\"",
@@ -259,7 +259,7 @@ impl Sampler {
 }
 
 /// Why the tokens of a data URL outside of a picture are not known; `None` if it is no data URL.
-fn missing_of_data_url(raw: &str) -> Option<UsageMissing> {
+pub(super) fn missing_of_data_url(raw: &str) -> Option<UsageMissing> {
     let head = raw.strip_prefix("\"data:")?;
     let head = head.get(..head.floor_char_boundary(128.min(head.len())))?;
     let (media_type, _) = head.split_once(";base64,")?;

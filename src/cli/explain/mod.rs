@@ -4,6 +4,7 @@
 //! that routes requests. Nothing is sent; only what is left of a client's limits is asked of the running process.
 
 mod affinity;
+mod prompt_cache;
 mod queue;
 mod reference;
 mod remaining;
@@ -22,6 +23,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value};
 
 use self::affinity::{References, RememberedHomes, describe_search};
+use self::prompt_cache::cache_lines;
 use self::queue::queue_lines;
 use self::reference::{PLACEHOLDER, refer_in_body};
 use self::remaining::{Remaining, ask_for_remaining, describe_remaining};
@@ -66,6 +68,10 @@ pub(super) struct ExplainArguments {
     /// without that it is put into the body. Its resource is looked up in the state directory.
     #[arg(long, value_name = "ID")]
     refers_to: Option<String>,
+    /// The `prompt_cache_key` in the body of a request with a long prompt: with `balance: prompt_cache` it decides the
+    /// order of the backends.
+    #[arg(long, value_name = "KEY")]
+    cache_key: Option<String>,
     /// Also show what each response would lead to.
     #[arg(short, long)]
     verbose: bool,
@@ -81,6 +87,8 @@ struct ExplainedRequest {
     model: Option<String>,
     /// The id of an object that the body refers to.
     referenced_id: Option<String>,
+    /// `prompt_cache_key` in the body, of a long prompt.
+    cache_key: Option<String>,
     /// The name of the client.
     client_name: Option<String>,
     /// What is left of the limits of the client; `None` if nobody was asked.
@@ -110,7 +118,7 @@ enum ExplainError {
 
 /// Prints the explanation of a request.
 pub(super) fn run(arguments: ExplainArguments) -> Result<(), CliError> {
-    let ExplainArguments { config, method, path, model, client, refers_to, verbose } = arguments;
+    let ExplainArguments { config, method, path, model, client, refers_to, cache_key, verbose } = arguments;
     let checked = config.load_without_secrets()?.checked;
     print_warnings(&checked)?;
     let invalid_method = |_| CliError(format!("{method} is not an HTTP method; use GET, POST or DELETE"));
@@ -124,6 +132,7 @@ pub(super) fn run(arguments: ExplainArguments) -> Result<(), CliError> {
         path_and_query: in_path.map_or(path.clone(), |id| path.replace(PLACEHOLDER, &escape_in_path(id))),
         model,
         referenced_id: refers_to.filter(|id| !path.contains(PLACEHOLDER) && !path.contains(id.as_str())),
+        cache_key,
         client_name: client,
         remaining,
         shows_responses: verbose,
@@ -333,7 +342,8 @@ fn admit_and_write_request(
         write_line(text, "refers to", &line);
     }
     let admitted = gateway.admit(&method, target, client, call, body, now)?;
-    let admitted = admitted.with_shed_rule(gateway.shed_rule(client.class));
+    let prompt_route = request.cache_key.as_ref().and_then(|key| gateway.prompt_route_of_key(&admitted, key));
+    let admitted = admitted.with_shed_rule(gateway.shed_rule(client.class)).with_prompt_route(prompt_route);
     if let Some(affinity) = &admitted.affinity {
         let lines = describe_search(affinity, gateway, &references, now);
         for (index, line) in lines.iter().enumerate() {
@@ -362,13 +372,17 @@ fn write_routing(
     if admitted.pool.candidates().is_empty() {
         write_line(text, "response", "503 no_backend: the default backend (requests.home) is disabled");
     }
-    let balance_policy = match config.balance_policy {
+    let balance_policy = match admitted.pool.balance_policy() {
         BalancePolicy::Headroom => {
             "within a tier by weight, less often to backends whose quota runs low (balance: headroom)"
         }
         BalancePolicy::RoundRobin => "within a tier by weight (balance: round_robin)",
+        BalancePolicy::PromptCache => "within a tier by the key of the prompt (balance: prompt_cache)",
     };
     write_line(text, "", balance_policy);
+    for (index, line) in cache_lines(gateway, admitted, request.cache_key.as_deref()).iter().enumerate() {
+        write_line(text, if index == 0 { "cache" } else { "" }, line);
+    }
     for (index, line) in shed_lines(gateway, admitted).iter().enumerate() {
         write_line(text, if index == 0 { "shed" } else { "" }, line);
     }
@@ -394,7 +408,7 @@ fn write_attempts(
 ) {
     let retry_limits = gateway.retry_limits_for_request(admitted, now, now, None);
     let mut retry_plan = admitted.retry_plan();
-    let operation = admitted.target.operation;
+    let operation = admitted.routed_operation();
     let asks = admitted.affinity.as_ref().is_some_and(|affinity| affinity.asks());
     let (order, outcome) = match asks {
         true => (

@@ -82,6 +82,7 @@ mod tests {
             path_and_query: path.to_owned(),
             model: model.map(str::to_owned),
             referenced_id: None,
+            cache_key: None,
             client_name: None,
             remaining: None,
             shows_responses: false,

@@ -57,7 +57,8 @@ fn describe_verdict(verdict: Verdict, config: &Config) -> String {
     match verdict {
         Verdict::Success | Verdict::ClientError => "relayed".to_owned(),
         Verdict::Throttled => format!(
-            "the next backend; the deployment is unavailable as long as the response says (by default {}, at most {})",
+            "the next backend; the deployment is unavailable as long as the response says (by default {}, at most {}), for \
+             flex requests alone if this is one (service_tier)",
             duration(config.cooldown.default_duration),
             duration(config.cooldown.max_duration)
         ),

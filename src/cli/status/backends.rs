@@ -159,6 +159,9 @@ fn unavailable_parts_text(parts: &[UnavailablePart], state_of_backend: &str) -> 
     let describe = |part: &UnavailablePart| {
         let name = part.deployment.as_deref().or(part.operation.as_deref()).unwrap_or("-");
         let mut text = printable(name);
+        if let Some(tier) = &part.service_tier {
+            text += &format!(" {} requests", printable(tier));
+        }
         if part.reason != state_of_backend {
             text += &format!(" {}", printable(&part.reason));
             text += &part.remaining_ms.map(|ms| format!(" {}", in_words_ms(ms))).unwrap_or_default();
@@ -257,5 +260,16 @@ mod tests {
             }
             assert!(!is_selected(&backend, "east"));
         }
+    }
+
+    #[test]
+    fn flex_requests_that_are_kept_away_are_told_apart() {
+        let mut backend = backend("west", "healthy", None);
+        backend.unavailable_parts = serde_json::from_value(json!([{
+            "deployment": "gpt-5.6-sol", "operation": null, "service_tier": "flex", "reason": "cooling", "since": "",
+            "until_ms": 2_000,
+        }]))
+        .unwrap();
+        assert_eq!(reason_text(&backend), "gpt-5.6-sol flex requests cooling 2s");
     }
 }

@@ -1,8 +1,8 @@
 //! What the responses to each client cost.
 
 use super::fitted_table::{Cell, Column, Table};
-use super::text::{Line, Style, printable};
 use crate::admin::status::costs::CostsStatus;
+use crate::cli::text::{Line, Style, printable};
 use crate::money::Amount;
 
 /// A row for each client, the one first that has cost most in this month.

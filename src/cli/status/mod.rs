@@ -4,6 +4,7 @@
 mod affinity;
 mod all;
 mod backends;
+mod caches;
 mod check;
 mod costs;
 mod fitted_table;

@@ -100,6 +100,7 @@ mod tests {
             weight: 1,
             state: (*state).to_owned(),
             remaining_ms: None,
+            cached_share: None,
         };
         let tiers = tiers
             .iter()
@@ -108,6 +109,8 @@ mod tests {
         PoolStatus {
             kind: "deployment".to_owned(),
             deployment: Some(deployment.to_owned()),
+            balance: "headroom".to_owned(),
+            cached_share: None,
             tiers: tiers.collect(),
         }
     }

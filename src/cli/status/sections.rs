@@ -3,6 +3,7 @@
 
 use super::affinity::{memory_lines, resource_table};
 use super::backends::state_style;
+use super::caches::cache_table;
 use super::costs::{cost_note, cost_table};
 use super::fitted_table::{Cell, Column, Table};
 use super::limits::{limit_notes, limit_table};
@@ -54,6 +55,7 @@ pub(super) fn overview_sections(status: &StatusReport, time: ReportTime, is_verb
     let sections = [
         pool_exceptions(&status.pools, &status.backends, &spilling_backends(&status.service)).into(),
         queue(status.queue.as_ref(), is_verbose),
+        cache_table(&status.pools, is_verbose).into(),
         refused_clients(&status.refusals),
         limits(status.limits.as_ref(), is_verbose),
         shared(status.shared.as_ref()),

@@ -322,8 +322,6 @@ struct UsageRow<'a> {
     key: NamedKey<'a>,
     #[serde(flatten)]
     totals: UsageTotals,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cache_write_tokens: Option<u64>,
     #[serde(flatten)]
     costs: Option<CostTotals>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -6,6 +6,7 @@
 mod admin;
 mod affinity;
 mod backends;
+mod balance;
 mod clients;
 mod credentials;
 mod disabled_backends;
@@ -30,7 +31,7 @@ use std::path::PathBuf;
 use super::schema::{AdminConfig, Config};
 use super::yaml::YamlNode;
 
-const TOP_LEVEL_KEYS: [&str; 21] = [
+const TOP_LEVEL_KEYS: [&str; 22] = [
     "listeners",
     "backends",
     "clients",
@@ -41,6 +42,7 @@ const TOP_LEVEL_KEYS: [&str; 21] = [
     "requests",
     "affinity",
     "balance",
+    "pools",
     "retry",
     "breaker",
     "cooldown",
@@ -66,7 +68,8 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
     let shed = shed::read_shed(&root, backends.as_ref());
     let requests = requests::read_requests(&root, backends.as_ref());
     let affinity = affinity::read_affinity(&root, backends.as_ref());
-    let balance_policy = retry::read_balance_policy(&root);
+    let balance_policy = balance::read_balance_policy(&root);
+    let pool_policies = balance::read_pool_policies(&root, backends.as_ref());
     let retry = retry::read_retry(&root);
     let queue = queue::read_queue(&root, requests.as_ref(), retry.as_ref());
     let breaker = retry::read_breaker(&root);
@@ -105,6 +108,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
         requests: requests?,
         affinity: affinity?,
         balance_policy: balance_policy?,
+        pool_policies: pool_policies?,
         retry: retry?,
         breaker: breaker?,
         cooldown: cooldown?,

@@ -1,18 +1,10 @@
-//! Reads and checks `balance`, `retry`, `cooldown` and `breaker`.
+//! Reads and checks `retry`, `cooldown` and `breaker`.
 
 use std::time::Duration;
 
-use crate::config::schema::{BalancePolicy, BreakerConfig, CooldownConfig, RetryConfig, StreamHoldLimits};
+use crate::config::schema::{BreakerConfig, CooldownConfig, RetryConfig, StreamHoldLimits};
 use crate::config::values::{Percentage, StatusSet, parse_status_range};
 use crate::config::yaml::{YamlMapping, YamlNode};
-
-const BALANCE_POLICY_WORDS: [(&str, BalancePolicy); 2] =
-    [("round_robin", BalancePolicy::RoundRobin), ("headroom", BalancePolicy::Headroom)];
-
-/// Reads `balance`.
-pub(super) fn read_balance_policy(root: &YamlMapping<'_, '_>) -> Option<BalancePolicy> {
-    root.read_or("balance", BalancePolicy::Headroom, |node| node.read_choice(&BALANCE_POLICY_WORDS))
-}
 
 /// Reads `retry`.
 pub(super) fn read_retry(root: &YamlMapping<'_, '_>) -> Option<RetryConfig> {

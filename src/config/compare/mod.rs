@@ -290,10 +290,10 @@ mod tests {
             (
                 String::new(),
                 "retry: { attempts: 1, hold: { time: 1s } }\nbreaker: { failures: 9 }\ncooldown: { default: 9s }\n\
-                 limits: { mode: observe, default: { in_flight: 1 }, cached_weight: 0.5 }\nshed: { batch: 80%, interactive: 99% }\ntimeouts: { idle: 9s }\nwebsocket: { first_frame: 9s, max_frame: 1MiB, rotate: 9s }\nserver: { drain_delay: 9s, state_directory: x }\nbalance: round_robin\n\
+                 limits: { mode: observe, default: { in_flight: 1 }, cached_weight: 0.5 }\nshed: { batch: 80%, interactive: 99% }\ntimeouts: { idle: 9s }\nwebsocket: { first_frame: 9s, max_frame: 1MiB, rotate: 9s }\nserver: { drain_delay: 9s, state_directory: x }\nbalance: round_robin\npools: { x: { balance: prompt_cache } }\n\
                  requests: { max_body: 1MiB }\naffinity: { ask: 0 }\nkey_vault: { refresh: 9s }"
                     .to_owned(),
-                "settings: limits.mode, limits.default, limits.cached_weight, shed.interactive, shed.batch, requests.max_body, affinity.ask, balance, retry.attempts, retry.hold, cooldown.default, breaker.failures, \
+                "settings: limits.mode, limits.default, limits.cached_weight, shed.interactive, shed.batch, requests.max_body, affinity.ask, balance, pools, retry.attempts, retry.hold, cooldown.default, breaker.failures, \
                  timeouts.idle, websocket.first_frame, websocket.max_frame, websocket.rotate, key_vault.refresh, server.drain_delay and server.state_directory",
             ),
             (

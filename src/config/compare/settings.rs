@@ -29,6 +29,7 @@ pub(super) fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
         requests,
         affinity,
         balance_policy,
+        pool_policies,
         retry,
         cooldown,
         breaker,
@@ -84,6 +85,9 @@ pub(super) fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
     add("affinity", affinity);
     if *balance_policy != after.balance_policy {
         add("", vec!["balance"]);
+    }
+    if *pool_policies != after.pool_policies {
+        add("", vec!["pools"]);
     }
     add("retry", changed_retry_keys(retry, &after.retry));
     let cooldown = changed_keys!(CooldownConfig, cooldown, after.cooldown, {

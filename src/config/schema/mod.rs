@@ -17,6 +17,10 @@ mod server;
 mod shared;
 mod websocket;
 
+use std::collections::BTreeMap;
+
+use crate::names::DeploymentName;
+
 pub use affinity::{AffinityConfig, AskLimit, OwnerPolicy, UnavailableHomePolicy};
 pub use backend::{BackendConfig, BackendTlsConfig, DisabledBackend, ProvisionedThroughput};
 pub use clients::{ClientConfig, ClientTokenConfig, ClientsConfig};
@@ -63,6 +67,8 @@ pub struct Config {
     pub affinity: AffinityConfig,
     /// How requests are distributed among the backends of a tier.
     pub balance_policy: BalancePolicy,
+    /// The same for deployments that have a policy of their own.
+    pub pool_policies: BTreeMap<DeploymentName, BalancePolicy>,
     /// When a request is sent again after a failed attempt.
     pub retry: RetryConfig,
     /// How long a throttled deployment is unavailable.
@@ -85,4 +91,11 @@ pub struct Config {
     pub admin: Option<AdminConfig>,
     /// Threads, shutdown, keepalive and upgrades.
     pub server: ServerConfig,
+}
+
+impl Config {
+    /// How requests for a deployment are distributed among the backends of a tier.
+    pub fn balance_policy_of(&self, deployment: &DeploymentName) -> BalancePolicy {
+        self.pool_policies.get(deployment).copied().unwrap_or(self.balance_policy)
+    }
 }

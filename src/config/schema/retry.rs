@@ -11,6 +11,20 @@ pub enum BalancePolicy {
     RoundRobin,
     /// Weighted round robin, in which backends with little remaining quota take fewer turns.
     Headroom,
+    /// Requests with the same beginning go to the same backend, which has it cached. Those with short prompts take turns
+    /// as with `Headroom`.
+    PromptCache,
+}
+
+impl BalancePolicy {
+    /// The word for it in the file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round_robin",
+            Self::Headroom => "headroom",
+            Self::PromptCache => "prompt_cache",
+        }
+    }
 }
 
 /// When a request is sent again after a failed attempt.

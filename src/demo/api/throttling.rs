@@ -82,6 +82,17 @@ pub(in crate::demo) fn high_demand_response() -> SimulatedResponse {
     SimulatedResponse::from_json(429, &json!({ "error": error }))
 }
 
+/// The 429 of a request for flex processing while there is no capacity for it.
+pub(in crate::demo) fn flex_throttled_response(retry_after_ms: Option<u64>) -> SimulatedResponse {
+    let message = "Flex processing has no capacity for this request right now. Please retry later, or with another \
+                   service tier.";
+    let response = error_with_code(429, "resource_unavailable", message);
+    match retry_after_ms {
+        Some(millis) => response.with_header("retry-after-ms", millis.to_string()),
+        None => response,
+    }
+}
+
 /// Adds the counters of a deployment.
 pub(super) fn with_rate_limit_headers(
     response: SimulatedResponse,

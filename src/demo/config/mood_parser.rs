@@ -59,6 +59,10 @@ fn mood_by_name(name: &str, arguments: &MoodArguments) -> Result<Mood, String> {
                 retry_after: arguments.text_argument("retry_after"),
             }
         }
+        "flex_throttled" => {
+            arguments.allow_only_keys(&["retry_after_ms"])?;
+            Mood::FlexThrottled { retry_after_ms: arguments.number_argument("retry_after_ms")? }
+        }
         "refuses" => Mood::Refuses(error_from_yaml(arguments.value)?),
         "slow_first_byte" => Mood::SlowFirstByte(arguments.sole_duration()?),
         "drip" => Mood::Drip(arguments.sole_duration()?),
@@ -246,11 +250,12 @@ impl MoodArguments<'_> {
 
 /// A mood with a similar name, or the list of all moods.
 fn mood_name_suggestion(name: &str) -> String {
-    const MOOD_NAMES: [&str; 31] = [
+    const MOOD_NAMES: [&str; 32] = [
         "calm",
         "read_lag",
         "late_encrypted_content",
         "throttled",
+        "flex_throttled",
         "high_demand",
         "refuses",
         "mute",

@@ -8,8 +8,11 @@ use crate::demo::api::error_response::to_response;
 use crate::demo::api::request::SimulatedRequest;
 use crate::demo::api::response::{EventRole, ResponseBody, SimulatedResponse, StreamEvent, StreamFormat};
 use crate::demo::api::sse;
-use crate::demo::api::throttling::{high_demand_response, throttled_by_mood_response};
+use crate::demo::api::throttling::{
+    flex_throttled_response, high_demand_response, throttled_by_mood_response,
+};
 use crate::demo::moods::mood::{ErrorEventOrder, Mood};
+use crate::demo::operations::shared::service_tier::ServiceTier;
 use crate::demo::resource::rate_limiter::LimitOverride;
 
 /// `retry-after` of the 429 that [`Mood::ErrorFirst`] gives to requests without a stream.
@@ -44,10 +47,18 @@ pub(in crate::demo) fn refusal_by_mood(request: &SimulatedRequest, mood: &Mood) 
             *retry_after_ms,
             retry_after.as_deref(),
         )),
+        Mood::FlexThrottled { retry_after_ms } if asks_for_flex(request) => {
+            Some(flex_throttled_response(*retry_after_ms))
+        }
         Mood::HighDemand => Some(high_demand_response()),
         Mood::Refuses(error) | Mood::EarlyAnswer { error, .. } => Some(to_response(*error)),
         _ => None,
     }
+}
+
+fn asks_for_flex(request: &SimulatedRequest) -> bool {
+    let tier = request.json_body().and_then(|body| ServiceTier::from_body(&body));
+    tier.is_ok_and(|tier| tier == ServiceTier::Flex)
 }
 
 /// Changes the events of a stream as the mood demands. Of other responses, only [`Mood::ErrorFirst`] changes

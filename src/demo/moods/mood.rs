@@ -19,6 +19,11 @@ pub enum Mood {
         /// Value of `retry-after` (seconds, or an HTTP date), if that header is sent. It is sent verbatim.
         retry_after: Option<String>,
     },
+    /// Requests for flex processing (`"service_tier": "flex"`) get a 429, others a response.
+    FlexThrottled {
+        /// Value of `retry-after-ms`, if that header is sent.
+        retry_after_ms: Option<u64>,
+    },
     /// Every request gets a 429 for lack of shared capacity, which names no time to wait.
     HighDemand,
     /// Every request gets this error.

@@ -38,6 +38,19 @@ async fn each_error_has_the_shape_that_azure_gives_it() {
 }
 
 #[tokio::test]
+async fn flex_requests_alone_are_throttled_by_their_mood() {
+    let simulator = start_simulator_with_mood(Mood::FlexThrottled { retry_after_ms: Some(700) }).await;
+    for (body, status, retry_after) in [
+        (r#"{"model":"gpt-4o","input":"hi","service_tier":"flex"}"#, 429, Some("700")),
+        (r#"{"model":"gpt-4o","input":"hi","service_tier":"default"}"#, 200, None),
+        (r#"{"model":"gpt-4o","input":"hi"}"#, 200, None),
+    ] {
+        let response = send_once(&simulator, post_request(RESPONSES_TARGET, body)).await;
+        assert_eq!((response.status, response.header("retry-after-ms")), (status, retry_after), "{body}");
+    }
+}
+
+#[tokio::test]
 async fn moods_can_follow_each_other_and_depend_on_the_deployment() {
     let sequence = Mood::Sequence(vec![Mood::Refuses(SimulatedError::ServerError), Mood::Calm]);
     let moods = HashMap::from([("gpt-4o".to_owned(), sequence)]);

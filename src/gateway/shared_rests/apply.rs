@@ -125,7 +125,7 @@ fn mark_unavailable(
             }
             target.health.record_credential_rejection(&target.credential, secret_id, unavailable, now)
         }
-        SharedPart::Operation(_) => cell.mark_unavailable(unavailable, now),
+        SharedPart::FlexRequests(_) | SharedPart::Operation(_) => cell.mark_unavailable(unavailable, now),
     };
     // Cooldowns are told in episodes by the monitor.
     if was_available && unavailable.reason.is_misconfiguration() {
@@ -179,7 +179,9 @@ fn question(target: &Target, part: &SharedPart, now: Instant) -> Applied {
             let subject = |name: DeploymentName| QuestionSubject::Operation(*operation, name);
             (target.health.operation_review(*operation), target.first_deployment.clone().map(subject))
         }
-        SharedPart::Deployment(_) | SharedPart::Breaker => return Applied::Nothing,
+        SharedPart::Deployment(_) | SharedPart::FlexRequests(_) | SharedPart::Breaker => {
+            return Applied::Nothing;
+        }
     };
     match subject {
         Some(subject) if review.begin_question(now) => {
@@ -194,6 +196,7 @@ fn describe(part: &SharedPart) -> String {
     match part {
         SharedPart::Credential => "its credential is".to_owned(),
         SharedPart::Deployment(name) => format!("deployment '{name}' is"),
+        SharedPart::FlexRequests(name) => format!("flex processing of deployment '{name}' is"),
         SharedPart::Operation(operation) => format!("{} is", operation.name()),
         SharedPart::Breaker => "its circuit is".to_owned(),
     }
@@ -255,12 +258,14 @@ mod tests {
         let now = Instant::now();
         let deployment = || SharedPart::Deployment("gpt-4o".to_owned());
         let operation = || SharedPart::Operation(Operation::Images);
+        let flex_requests = || SharedPart::FlexRequests("gpt-4o".to_owned());
         for (part, reason, told, expected) in [
             (deployment(), UnavailableReason::CoolingDown, 5 * S, Some(5 * S)),
             (deployment(), UnavailableReason::CoolingDown, 500 * S, Some(30 * S)),
             (deployment(), UnavailableReason::DeploymentNotFound, 500 * S, Some(60 * S)),
             (SharedPart::Credential, UnavailableReason::NoUsableCredential, 500 * S, Some(60 * S)),
             (operation(), UnavailableReason::PermissionDenied, 500 * S, Some(60 * S)),
+            (flex_requests(), UnavailableReason::CoolingDown, 500 * S, Some(30 * S)),
             // A circuit that is closed here stays closed.
             (SharedPart::Breaker, UnavailableReason::BreakerOpen, 5 * S, None),
         ] {
@@ -269,6 +274,9 @@ mod tests {
                 Event::Unavailable { left: told, status: Some(401), proof: proof_for(&target, &part) };
             tell(&target, part.clone(), reason, event, now);
             assert_eq!(left(&target, &part, now), expected, "{part:?} {reason:?}");
+            if part == flex_requests() {
+                assert_eq!(left(&target, &deployment(), now), None, "other requests go on");
+            }
         }
         let target = target(SECRET, now);
         target

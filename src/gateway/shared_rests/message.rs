@@ -185,6 +185,11 @@ mod tests {
                 Event::Over { age: S, proof },
             ),
             (SharedPart::Breaker, UnavailableReason::BreakerOpen, Event::Probing { left: 2 * S }),
+            (
+                SharedPart::FlexRequests("gpt-4o".to_owned()),
+                UnavailableReason::CoolingDown,
+                Event::Unavailable { left: S, status: None, proof: None },
+            ),
         ];
         for (part, reason, event) in table {
             let message = message(part, reason, event);

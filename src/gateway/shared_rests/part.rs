@@ -13,6 +13,9 @@ pub enum SharedPart {
     Credential,
     /// A deployment, by the resource's name for it in lower case; empty for calls that name none.
     Deployment(String),
+    /// The flex requests of a deployment, by the same name. Another kind than the deployment itself: an instance that
+    /// does not know it must not take it for that.
+    FlexRequests(String),
     /// An operation, which the credential may not do.
     Operation(Operation),
     /// Its circuit breaker. Each instance opens its own; only probes are shared.
@@ -25,6 +28,7 @@ impl SharedPart {
         match self {
             Self::Credential => "credential",
             Self::Deployment(_) => "deployment",
+            Self::FlexRequests(_) => "flex_requests",
             Self::Operation(_) => "operation",
             Self::Breaker => "breaker",
         }
@@ -34,7 +38,7 @@ impl SharedPart {
     pub fn name(&self) -> &str {
         match self {
             Self::Credential | Self::Breaker => "",
-            Self::Deployment(name) => name,
+            Self::Deployment(name) | Self::FlexRequests(name) => name,
             Self::Operation(operation) => operation.name(),
         }
     }
@@ -45,6 +49,7 @@ impl SharedPart {
         match kind {
             "credential" => Some(Self::Credential),
             "deployment" => Some(Self::Deployment(name.to_owned())),
+            "flex_requests" => Some(Self::FlexRequests(name.to_owned())),
             "operation" => operation().map(Self::Operation),
             "breaker" => Some(Self::Breaker),
             _ => None,
@@ -60,6 +65,7 @@ impl SharedPart {
                     Self::Deployment(_),
                     UnavailableReason::CoolingDown | UnavailableReason::DeploymentNotFound
                 )
+                | (Self::FlexRequests(_), UnavailableReason::CoolingDown)
                 | (Self::Operation(_), UnavailableReason::PermissionDenied)
                 | (Self::Breaker, UnavailableReason::BreakerOpen)
         )
@@ -76,6 +82,9 @@ impl SharedPart {
         Some(match self {
             Self::Credential => Arc::clone(health.refresh_credential_availability(&target.credential)),
             Self::Deployment(name) => Arc::clone(&health.find_deployment(name)?.availability),
+            Self::FlexRequests(name) => {
+                Arc::clone(health.find_deployment(name)?.get_or_create_flex_availability())
+            }
             Self::Operation(operation) => Arc::clone(health.operation_availability(*operation)),
             Self::Breaker => Arc::clone(&health.breaker.availability),
         })

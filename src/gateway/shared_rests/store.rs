@@ -146,7 +146,10 @@ fn announced_parts(target: &Target) -> Vec<SharedPart> {
     [SharedPart::Credential]
         .into_iter()
         .chain(Operation::ALL.map(SharedPart::Operation))
-        .chain(deployments.map(|(name, _)| SharedPart::Deployment(name)))
+        .chain(
+            deployments
+                .flat_map(|(name, _)| [SharedPart::Deployment(name.clone()), SharedPart::FlexRequests(name)]),
+        )
         .collect()
 }
 

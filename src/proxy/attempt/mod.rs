@@ -17,6 +17,7 @@ pub(super) mod next_backend;
 mod other_backends;
 pub(super) mod outcome;
 mod passed_deadline;
+mod prompt_route;
 mod queue_wait;
 mod queueing;
 mod rate_headers;

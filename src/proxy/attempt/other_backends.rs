@@ -24,12 +24,12 @@ impl RetryState {
 
     /// Whether a backend is available that this request has not tried.
     pub(super) fn has_untried_backend(&self, now: Instant) -> bool {
-        self.plan.has_eligible_candidate(&self.admitted.pool, self.operation(), now)
+        self.plan.has_eligible_candidate(&self.admitted.pool, self.admitted.routed_operation(), now)
     }
 
     /// When the first cooldown of a backend in the pool ends; `None` if none is cooling down.
     pub(super) fn earliest_cooldown_end(&self, now: Instant) -> Option<Instant> {
-        self.plan.earliest_cooldown_end(&self.admitted.pool, self.operation(), now)
+        self.plan.earliest_cooldown_end(&self.admitted.pool, self.admitted.routed_operation(), now)
     }
 
     /// Whether the pool is empty: only the one of a disabled default backend is.
@@ -40,7 +40,7 @@ impl RetryState {
     /// The backends of the pool that the request may be sent to and that are unavailable: for each, why and until
     /// when.
     pub(super) fn backend_unavailabilities(&self, now: Instant) -> impl Iterator<Item = Unavailable> {
-        let operation = self.operation();
+        let operation = self.admitted.routed_operation();
         self.admitted
             .pool
             .candidates()

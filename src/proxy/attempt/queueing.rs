@@ -28,7 +28,7 @@ impl RequestContext {
             body_bytes: self.body.held_bytes.len() as u64,
             refused_turn: retry.queue_wait.take_refused_turn(),
         };
-        let choice = retry.plan.backend_choice(&retry.admitted.pool, retry.admitted.target.operation);
+        let choice = retry.plan.backend_choice(&retry.admitted.pool, retry.admitted.routed_operation());
         let place =
             self.config.gateway.join_queue(&retry.admitted, &self.request.method, choice, request, now);
         let end = match place {

@@ -9,7 +9,6 @@ use smallvec::SmallVec;
 
 use super::held_response::{AttemptTarget, HeldResponse};
 use super::queue_wait::QueueWait;
-use crate::azure::Operation;
 use crate::credentials::BackendCredential;
 use crate::gateway::{AdmittedRequest, FailureFlags, Gateway, Moment, UpstreamRequest};
 use crate::names::BackendName;
@@ -20,6 +19,7 @@ use crate::routing::headroom::SendTicket;
 use crate::routing::health::probe_permit::ProbePermit;
 use crate::routing::health::slow_start::UndecidedRequest;
 use crate::routing::health::stall::WatchedAttempt;
+use crate::routing::prompt_cache::LoadTicket;
 use crate::routing::retry_plan::{NextAttempt, NextStep, RetryLimits, RetryPlan, Wait};
 use crate::routing::spill::SpillReason;
 
@@ -81,6 +81,8 @@ pub(super) struct CurrentAttempt {
     pub(super) started_at: Instant,
     /// Puts the capacity that the response reports in order with those of other attempts.
     pub(super) send_ticket: Option<SendTicket>,
+    /// What it counts for among the tokens in flight, if it is routed by its prompt.
+    _load: Option<LoadTicket>,
     /// At least a part of the request may have reached the backend.
     may_have_been_sent: bool,
     /// The balancer added `stream_options` to get the usage of a stream.
@@ -158,14 +160,10 @@ impl RetryState {
         }
     }
 
-    pub(super) fn operation(&self) -> Operation {
-        self.admitted.target.operation
-    }
-
     /// The next step. It is chosen once and stays the same until it is taken.
     pub(in crate::proxy) fn next_step(&mut self, now: Instant) -> RetryStep {
         let (plan, admitted, limits) = (&self.plan, &self.admitted, &self.limits);
-        let (pool, operation) = (&admitted.pool, admitted.target.operation);
+        let (pool, operation) = (&admitted.pool, admitted.routed_operation());
         let next = self.chosen_step.get_or_insert_with(|| {
             if self.gateway.is_queue_before(admitted, plan.has_home())
                 && plan.waits_behind_others(pool, operation, limits, now)
@@ -243,13 +241,18 @@ impl RetryState {
     /// Begins the attempt that [`Self::next_step`] returned.
     pub(in crate::proxy) fn begin_attempt(&mut self, backend_name: &BackendName, now: Instant) {
         let Some(NextStep::Attempt(attempt)) = self.chosen_step.take() else { return };
-        self.plan.on_attempt_start(&self.admitted.pool, &attempt, now);
+        let (pool, operation) = (&self.admitted.pool, self.admitted.routed_operation());
+        self.plan.note_move(pool, operation, &attempt, self.is_pinned, now);
+        self.plan.on_attempt_start(pool, &attempt, now);
         let NextAttempt { candidate_index, probe_permit, is_last_resort, undecided, .. } = attempt;
         let candidate = self.admitted.pool.candidate(candidate_index);
         self.current_attempt = Some(CurrentAttempt {
             candidate_index,
             started_at: now,
             send_ticket: candidate.and_then(|candidate| candidate.record_send(now)),
+            _load: candidate
+                .zip(self.admitted.prompt_route)
+                .and_then(|(candidate, route)| candidate.hold_tokens(route.tokens)),
             may_have_been_sent: false,
             balancer_asks_for_usage: false,
             secret_id: 0,
@@ -261,7 +264,7 @@ impl RetryState {
         });
         if let Some(candidate) = candidate {
             candidate.backend_health.on_attempt_start();
-            let (pool, operation) = (&self.admitted.pool, self.operation());
+            let (pool, operation) = (&self.admitted.pool, self.admitted.routed_operation());
             let spilled = self.plan.spill_reason(pool, candidate_index, operation, now);
             self.current_or_last_target = Some(AttemptTarget {
                 backend_index: candidate.backend_index,

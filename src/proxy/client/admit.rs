@@ -107,7 +107,9 @@ pub(in crate::proxy) async fn admit_request(
     let admitted = gateway.admit(&method, target, &client, call, &context.body.held_bytes, received)?;
     context.reserve_limits(&admitted, Instant::now()).await?;
     let shed_rule = context.request.class.and_then(|class| gateway.shed_rule(class));
-    let admitted = admitted.with_shed_rule(shed_rule);
+    let (headers, body) = (&session.req_header().headers, &context.body.held_bytes);
+    let prompt_route = gateway.prompt_route(&admitted, headers, body, Instant::now());
+    let admitted = admitted.with_shed_rule(shed_rule).with_prompt_route(prompt_route);
     let limits = gateway.retry_limits_for_request(
         &admitted,
         Instant::now(),

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::answer_times::AnswerTimes;
@@ -20,6 +20,7 @@ use crate::azure::Operation;
 use crate::credentials::BackendCredential;
 use crate::names::{BackendName, DeploymentName};
 use crate::routing::headroom::Headroom;
+use crate::routing::prompt_cache::TokenLoad;
 
 /// A backend that rejects each new secret has its secret renewed at most this often.
 const MIN_SECRET_RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
@@ -266,11 +267,13 @@ impl BackendHealth {
         sorted
     }
 
-    /// Its parts that are in an outage now: deployments by upstream name, then operations.
+    /// Its parts that are in an outage now: deployments and their flex requests by upstream name, then operations.
     pub fn unavailable_parts(&self, now: Instant) -> Vec<(BackendPart, Outage)> {
-        let deployments = self.deployments().into_iter().filter_map(|(name, health)| {
-            let outage = health.availability.current_outage(now)?;
-            Some((BackendPart::Deployment(name), outage))
+        let deployments = self.deployments().into_iter().flat_map(|(name, health)| {
+            let outage = health.availability.current_outage(now);
+            let flex_outage = health.flex_availability().and_then(|cell| cell.current_outage(now));
+            let part = outage.map(|outage| (BackendPart::Deployment(name.clone()), outage));
+            part.into_iter().chain(flex_outage.map(|outage| (BackendPart::FlexRequests(name), outage)))
         });
         let operations = Operation::ALL.into_iter().filter_map(|operation| {
             let outage = self.operation_availability(operation).current_outage(now)?;
@@ -285,6 +288,8 @@ impl BackendHealth {
 pub struct DeploymentHealth {
     /// Whether it can be used.
     pub availability: Arc<AvailabilityCell>,
+    /// Whether it can be used for flex processing as well; empty until that was found unavailable once.
+    flex_availability: OnceLock<Arc<AvailabilityCell>>,
     /// Reviews responses which say that it does not exist.
     pub review: RejectionReview,
     /// Responses with status 429, since the process started.
@@ -295,10 +300,24 @@ pub struct DeploymentHealth {
     pub slow_start: Arc<SlowStart>,
     /// How much of its provisioned capacity is used.
     pub utilization: Utilization,
+    /// What it holds in flight, if requests for it are routed by their prompts.
+    pub token_load: Arc<TokenLoad>,
     /// How long it takes to answer.
     pub answer_times: Arc<AnswerTimes>,
     /// It rejected `stream_options`, so no more streams are asked for their usage.
     pub rejects_stream_options: AtomicBool,
+}
+
+impl DeploymentHealth {
+    /// Whether it can be used for flex processing, besides for other requests; `None` if nothing was ever wrong with that.
+    pub fn flex_availability(&self) -> Option<&Arc<AvailabilityCell>> {
+        self.flex_availability.get()
+    }
+
+    /// The same, to find it unavailable.
+    pub fn get_or_create_flex_availability(&self) -> &Arc<AvailabilityCell> {
+        self.flex_availability.get_or_init(Arc::default)
+    }
 }
 
 /// A part of a backend that can be unavailable on its own.
@@ -308,6 +327,8 @@ pub enum BackendPart {
     Deployment(String),
     /// An operation.
     Operation(Operation),
+    /// The flex requests of a deployment. Its other requests are served.
+    FlexRequests(String),
 }
 
 #[cfg(test)]

@@ -46,6 +46,9 @@ struct PartSnapshot {
     #[serde(rename = "resting", default, skip_serializing_if = "Option::is_none")]
     outage: Option<OutageSnapshot>,
     /// Of deployments only.
+    #[serde(rename = "flex_resting", default, skip_serializing_if = "Option::is_none")]
+    flex_outage: Option<OutageSnapshot>,
+    /// Of deployments only.
     #[serde(rename = "declines_usage", default)]
     rejects_stream_options: bool,
 }
@@ -82,14 +85,18 @@ impl BackendSnapshot {
         let deployments = health.deployments().into_iter().map(|(name, deployment)| PartSnapshot {
             name,
             outage: OutageSnapshot::capture(&deployment.availability, now),
+            flex_outage: deployment.flex_availability().and_then(|cell| OutageSnapshot::capture(cell, now)),
             rejects_stream_options: deployment.rejects_stream_options.load(Ordering::Relaxed),
         });
         let operations = Operation::ALL.into_iter().map(|operation| PartSnapshot {
             name: operation.name().to_owned(),
             outage: OutageSnapshot::capture(health.operation_availability(operation), now),
+            flex_outage: None,
             rejects_stream_options: false,
         });
-        let is_noteworthy = |part: &PartSnapshot| part.outage.is_some() || part.rejects_stream_options;
+        let is_noteworthy = |part: &PartSnapshot| {
+            part.outage.is_some() || part.flex_outage.is_some() || part.rejects_stream_options
+        };
         Self {
             name: name.to_string(),
             drain: OutageSnapshot::capture(&health.drain_state, now),
@@ -121,6 +128,9 @@ impl BackendSnapshot {
             deployment.rejects_stream_options.store(part.rejects_stream_options, Ordering::Relaxed);
             if let Some(outage) = &part.outage {
                 outage.restore(&deployment.availability, now);
+            }
+            if let Some(outage) = &part.flex_outage {
+                outage.restore(deployment.get_or_create_flex_availability(), now);
             }
         }
         for part in &self.operations {
@@ -186,6 +196,11 @@ mod tests {
         mark_unavailable(&deployment.availability, UnavailableReason::CoolingDown, 9 * S);
         deployment.rejects_stream_options.store(true, Ordering::Relaxed);
         mark_unavailable(
+            deployment.get_or_create_flex_availability(),
+            UnavailableReason::CoolingDown,
+            30 * S,
+        );
+        mark_unavailable(
             &old.get_or_create_deployment(None).availability,
             UnavailableReason::DeploymentNotFound,
             S,
@@ -221,6 +236,8 @@ mod tests {
         };
         let deployment = new.get_or_create_deployment(Some(&deployment_name));
         assert_eq!(outage(&deployment.availability), (UnavailableReason::CoolingDown, 5 * S, 4 * S));
+        let flex_cell = deployment.flex_availability().unwrap();
+        assert_eq!(outage(flex_cell), (UnavailableReason::CoolingDown, 26 * S, 4 * S));
         assert!(deployment.rejects_stream_options.load(Ordering::Relaxed));
         let images = new.operation_availability(Operation::Images);
         assert_eq!(outage(images), (UnavailableReason::PermissionDenied, 56 * S, 4 * S));

@@ -7,16 +7,17 @@ use smallvec::SmallVec;
 
 use super::resource_search::ResourceSearch;
 use super::{CandidateState, NextAttempt, RetryLimits, RetryPlan, ShedRule};
-use crate::azure::Operation;
+use crate::names::CacheKey;
 use crate::routing::attempt_outcome::AttemptOutcome;
 use crate::routing::health::availability::UnavailableReason;
-use crate::routing::pool::{BackendPool, Candidate};
+use crate::routing::pool::{BackendPool, Candidate, PickBy};
+use crate::routing::routed_operation::RoutedOperation;
 
 /// What a request in the queue waits for: that one of these candidates can take it.
 #[derive(Clone)]
 pub struct BackendChoice {
     pool: Arc<BackendPool>,
-    operation: Operation,
+    operation: RoutedOperation,
     /// Only one resource can serve it.
     has_home: bool,
     /// For each candidate of the pool, whether it is one of them.
@@ -41,8 +42,16 @@ impl BackendChoice {
         self.has_home
     }
 
-    /// An attempt on the candidate whose turn it is among those that are free.
-    pub fn next_attempt(&self, now: Instant) -> Option<NextAttempt> {
+    /// Whether other requests must not overtake requests with this choice. They may where a backend can be free for them
+    /// alone: requests that only one resource can serve, and flex requests.
+    pub fn holds_up_others(&self) -> bool {
+        !self.has_home && !self.operation.is_flex
+    }
+
+    /// An attempt on the candidate whose turn it is among those that are free, or which is the first of them in the order
+    /// of the key, for a request that is routed by its prompt.
+    pub fn next_attempt(&self, key: Option<CacheKey>, now: Instant) -> Option<NextAttempt> {
+        let by = PickBy::new(key, self.has_home);
         for tier in self.pool.tiers() {
             let is_free = |index| self.is_free(index, now);
             let try_enter = |index| {
@@ -50,7 +59,7 @@ impl BackendChoice {
                 entered.unwrap_or(true) || !self.is_shed(index, now)
             };
             let (pool, operation) = (&self.pool, self.operation);
-            let attempt = NextAttempt::in_tier(pool, tier, operation, self.has_home, is_free, try_enter, now);
+            let attempt = NextAttempt::in_tier(pool, tier, operation, by, is_free, try_enter, now);
             let Some(attempt) = attempt else { continue };
             let deployment = self.pool.candidate(attempt.candidate_index)?.deployment_health.as_ref()?;
             if let Some(undecided) = deployment.slow_start.enter(now) {
@@ -121,7 +130,7 @@ impl BackendChoice {
 
 impl RetryPlan {
     /// What the request waits for in the queue.
-    pub fn backend_choice(&self, pool: &Arc<BackendPool>, operation: Operation) -> BackendChoice {
+    pub fn backend_choice(&self, pool: &Arc<BackendPool>, operation: RoutedOperation) -> BackendChoice {
         let usable =
             (0..pool.candidates().len()).map(|index| self.is_usable_from_queue(pool, index)).collect();
         let shed_rule = self.applicable_shed_rule().copied();
@@ -138,7 +147,7 @@ impl RetryPlan {
     pub fn waits_behind_others(
         &self,
         pool: &BackendPool,
-        operation: Operation,
+        operation: RoutedOperation,
         limits: &RetryLimits,
         now: Instant,
     ) -> bool {
@@ -156,7 +165,7 @@ impl RetryPlan {
     pub(super) fn may_begin_to_queue(
         &self,
         pool: &BackendPool,
-        operation: Operation,
+        operation: RoutedOperation,
         limits: &RetryLimits,
         now: Instant,
     ) -> bool {

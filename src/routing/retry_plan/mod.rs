@@ -7,6 +7,7 @@
 
 mod backend_choice;
 mod next_step;
+mod prompt_moves;
 mod resource_search;
 mod search_steps;
 mod shedding;
@@ -24,7 +25,8 @@ use super::attempt_outcome::AttemptOutcome;
 use super::health::probe_permit::ProbePermit;
 use super::health::slow_start::UndecidedRequest;
 use super::pool::BackendPool;
-use crate::azure::Operation;
+use super::prompt_cache::{MoveReason, PromptRoute};
+use super::routed_operation::RoutedOperation;
 use crate::config::Percentage;
 
 /// What one request may spend on retries.
@@ -127,6 +129,10 @@ pub struct RetryPlan {
     search: Option<Box<SearchProgress>>,
     /// `None` if it leaves no candidate to more urgent requests.
     shed_rule: Option<ShedRule>,
+    /// `None` if it is not routed by its prompt.
+    prompt_route: Option<PromptRoute>,
+    /// Why the last attempt did not go to the first backend of the prompt's key.
+    move_reason: Option<MoveReason>,
 }
 
 impl RetryPlan {
@@ -152,6 +158,8 @@ impl RetryPlan {
             has_left_queue: false,
             search: None,
             shed_rule: None,
+            prompt_route: None,
+            move_reason: None,
         }
     }
 
@@ -164,7 +172,7 @@ impl RetryPlan {
     pub fn next_step(
         &self,
         pool: &BackendPool,
-        operation: Operation,
+        operation: RoutedOperation,
         limits: &RetryLimits,
         now: Instant,
         jitter: f64,
@@ -285,7 +293,12 @@ impl RetryPlan {
     }
 
     /// Whether some candidate is available now that this request has not tried.
-    pub fn has_eligible_candidate(&self, pool: &BackendPool, operation: Operation, now: Instant) -> bool {
+    pub fn has_eligible_candidate(
+        &self,
+        pool: &BackendPool,
+        operation: RoutedOperation,
+        now: Instant,
+    ) -> bool {
         (0..pool.candidates().len()).any(|index| self.is_eligible(pool, index, operation, now))
     }
 
@@ -293,7 +306,7 @@ impl RetryPlan {
     pub fn earliest_cooldown_end(
         &self,
         pool: &BackendPool,
-        operation: Operation,
+        operation: RoutedOperation,
         now: Instant,
     ) -> Option<Instant> {
         let indexes = 0..pool.candidates().len();
@@ -340,6 +353,8 @@ enum CandidateState {
     OtherResource,
 }
 
+#[cfg(test)]
+mod prompt_moves_tests;
 #[cfg(test)]
 mod search_tests;
 #[cfg(test)]

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::{CandidateState, NextAttempt, NextStep, RetryLimits, RetryPlan, Wait, WaitPurpose};
-use crate::azure::Operation;
 use crate::routing::attempt_outcome::AttemptOutcome;
 use crate::routing::health::availability::UnavailableReason;
 use crate::routing::health::probe_permit::ProbePermit;
-use crate::routing::pool::{BackendPool, PoolTier};
+use crate::routing::pool::{BackendPool, PickBy, PoolTier};
+use crate::routing::routed_operation::RoutedOperation;
 
 /// The wait before backends that failed are tried again; it doubles each round.
 const INITIAL_ROUND_BACKOFF: Duration = Duration::from_millis(100);
@@ -16,13 +16,12 @@ const INITIAL_ROUND_BACKOFF: Duration = Duration::from_millis(100);
 const MIN_COOLDOWN_WAIT: Duration = Duration::from_millis(10);
 
 impl NextAttempt {
-    /// An attempt on the candidate of a tier whose turn it is among the eligible ones that `try_enter` lets it enter;
-    /// `has_home` if only one resource can serve the request.
+    /// An attempt on the candidate of a tier that is picked among the eligible ones, and that `try_enter` lets it enter.
     pub(super) fn in_tier(
         pool: &BackendPool,
         tier: &PoolTier,
-        operation: Operation,
-        has_home: bool,
+        operation: RoutedOperation,
+        by: PickBy,
         is_eligible: impl Fn(usize) -> bool,
         try_enter: impl Fn(usize) -> bool,
         now: Instant,
@@ -30,11 +29,7 @@ impl NextAttempt {
         // Between the pick and the permit another request may begin to probe the candidate, which then
         // is no longer eligible.
         for _ in 0..=tier.member_indexes.len() {
-            let index = if has_home {
-                pool.pick_out_of_turn(tier, &is_eligible)
-            } else {
-                pool.pick_in_tier(tier, &is_eligible, now)
-            }?;
+            let index = pool.pick(tier, by, &is_eligible, now)?;
             let permit =
                 pool.candidate(index).and_then(|candidate| candidate.acquire_probe_permit(operation, now));
             if let Some(permit) = permit
@@ -51,7 +46,7 @@ impl RetryPlan {
     pub(super) fn find_next_step(
         &self,
         pool: &BackendPool,
-        operation: Operation,
+        operation: RoutedOperation,
         limits: &RetryLimits,
         now: Instant,
         jitter: f64,
@@ -146,19 +141,23 @@ impl RetryPlan {
         &self,
         tier: &PoolTier,
         pool: &BackendPool,
-        operation: Operation,
+        operation: RoutedOperation,
         now: Instant,
     ) -> Option<NextAttempt> {
         let is_eligible = |index| self.is_eligible(pool, index, operation, now);
         let try_enter = |index| self.try_enter(pool, index, operation, now);
-        NextAttempt::in_tier(pool, tier, operation, self.has_home(), is_eligible, try_enter, now)
+        NextAttempt::in_tier(pool, tier, operation, self.pick_by(), is_eligible, try_enter, now)
+    }
+
+    fn pick_by(&self) -> PickBy {
+        PickBy::new(self.prompt_route.map(|route| route.routed_key), self.has_home())
     }
 
     /// An attempt on a drained candidate, whose resource may be the only one that has what the request refers to.
     fn attempt_despite_drain(
         &self,
         pool: &BackendPool,
-        operation: Operation,
+        operation: RoutedOperation,
         now: Instant,
     ) -> Option<NextAttempt> {
         let untried = self.candidate_states.iter().enumerate();
@@ -173,7 +172,7 @@ impl RetryPlan {
     fn last_resort_attempt(
         &self,
         pool: &BackendPool,
-        operation: Operation,
+        operation: RoutedOperation,
         now: Instant,
     ) -> Option<NextAttempt> {
         if let Some(index) = self.half_open_soonest(pool, operation, now) {
@@ -189,7 +188,12 @@ impl RetryPlan {
 
     /// The candidate whose circuit is half-open soonest, of those that are unavailable only because
     /// their circuit is open. Each is tried once.
-    fn half_open_soonest(&self, pool: &BackendPool, operation: Operation, now: Instant) -> Option<usize> {
+    fn half_open_soonest(
+        &self,
+        pool: &BackendPool,
+        operation: RoutedOperation,
+        now: Instant,
+    ) -> Option<usize> {
         let open_until = |index: usize| match self.candidate_states.get(index)? {
             CandidateState::Untried if !self.candidates_tried_as_last_resort.contains(&index) => {
                 Some((pool.candidate(index)?.open_until_if_only_breaker(operation, now)?, index))
@@ -228,7 +232,7 @@ impl RetryPlan {
         &self,
         pool: &BackendPool,
         index: usize,
-        operation: Operation,
+        operation: RoutedOperation,
         now: Instant,
     ) -> bool {
         self.is_available(pool, index, operation, now) && !self.is_shed(pool, index, operation, now)
@@ -239,7 +243,7 @@ impl RetryPlan {
         &self,
         pool: &BackendPool,
         index: usize,
-        operation: Operation,
+        operation: RoutedOperation,
         now: Instant,
     ) -> bool {
         let (Some(state), Some(candidate)) = (self.candidate_states.get(index), pool.candidate(index)) else {
@@ -261,7 +265,7 @@ impl RetryPlan {
     fn candidate_awaiting_credential(
         &self,
         pool: &BackendPool,
-        operation: Operation,
+        operation: RoutedOperation,
         now: Instant,
     ) -> Option<usize> {
         if self.has_waited_for_credential {
@@ -294,7 +298,7 @@ impl RetryPlan {
         &self,
         pool: &BackendPool,
         index: usize,
-        operation: Operation,
+        operation: RoutedOperation,
         now: Instant,
     ) -> Option<Instant> {
         self.cooldown_end_of_candidate(pool, index, operation, now)
@@ -306,7 +310,7 @@ impl RetryPlan {
         &self,
         pool: &BackendPool,
         index: usize,
-        operation: Operation,
+        operation: RoutedOperation,
         now: Instant,
     ) -> Option<Instant> {
         let unavailable = pool.candidate(index).and_then(|candidate| {

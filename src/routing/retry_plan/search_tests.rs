@@ -11,7 +11,7 @@ fn ask_all() -> ResourceSearch {
     ResourceSearch::Ask { max_further: u32::MAX, further_rounds: &[] }
 }
 
-fn home(resource_index: usize) -> ResourceSearch {
+pub(super) fn home(resource_index: usize) -> ResourceSearch {
     ResourceSearch::Home { resource_index, lags_until: None }
 }
 

@@ -4,9 +4,9 @@
 use std::time::Instant;
 
 use super::RetryPlan;
-use crate::azure::Operation;
 use crate::config::{Percentage, RequestClass};
 use crate::routing::pool::BackendPool;
+use crate::routing::routed_operation::RoutedOperation;
 
 /// The utilization of a provisioned deployment above which requests of one class are shed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ impl RetryPlan {
         &self,
         pool: &BackendPool,
         index: usize,
-        operation: Operation,
+        operation: RoutedOperation,
         now: Instant,
     ) -> bool {
         let Some(rule) = self.applicable_shed_rule() else { return false };
@@ -90,7 +90,7 @@ impl RetryPlan {
         &self,
         pool: &BackendPool,
         index: usize,
-        operation: Operation,
+        operation: RoutedOperation,
         now: Instant,
     ) -> bool {
         let Some(rule) = self.applicable_shed_rule() else { return true };

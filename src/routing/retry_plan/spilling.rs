@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use super::{CandidateState, RetryPlan};
-use crate::azure::Operation;
 use crate::routing::health::availability::UnavailableReason;
 use crate::routing::pool::BackendPool;
+use crate::routing::routed_operation::RoutedOperation;
 use crate::routing::spill::SpillReason;
 
 impl RetryPlan {
@@ -14,7 +14,7 @@ impl RetryPlan {
         &self,
         pool: &BackendPool,
         index: usize,
-        operation: Operation,
+        operation: RoutedOperation,
         now: Instant,
     ) -> Option<SpillReason> {
         let tier = pool.candidate(index)?.tier;
@@ -28,7 +28,7 @@ impl RetryPlan {
         &self,
         pool: &BackendPool,
         index: usize,
-        operation: Operation,
+        operation: RoutedOperation,
         now: Instant,
     ) -> SpillReason {
         let unavailable =

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::azure::Operation;
 use crate::config::BalancePolicy;
 use crate::credentials::BackendCredential;
 use crate::names::{BackendName, Tier, Weight};
@@ -11,7 +12,8 @@ use crate::routing::health::backend_health::HealthRegistry;
 use crate::routing::pool::Candidate;
 
 pub(super) const MS: Duration = Duration::from_millis(1);
-pub(super) const CHAT: Operation = Operation::Chat;
+pub(super) const CHAT: RoutedOperation = RoutedOperation { operation: Operation::Chat, is_flex: false };
+const FLEX_CHAT: RoutedOperation = RoutedOperation { operation: Operation::Chat, is_flex: true };
 
 pub(super) struct Fixture {
     pub(super) now: Instant,
@@ -34,7 +36,22 @@ fn fixture_with_credentials(tiers: &[u16], credential: fn() -> BackendCredential
     build_fixture(tiers, &Vec::from_iter(0..tiers.len()), credential)
 }
 
+/// The same as [`fixture_of_resources`], for requests that are routed by their prompts.
+pub(super) fn fixture_by_prompt(tiers: &[u16], resources: &[usize]) -> Fixture {
+    let credential = || BackendCredential::fixed_for_test("key");
+    build_fixture_with_policy(tiers, resources, credential, BalancePolicy::PromptCache)
+}
+
 fn build_fixture(tiers: &[u16], resources: &[usize], credential: fn() -> BackendCredential) -> Fixture {
+    build_fixture_with_policy(tiers, resources, credential, BalancePolicy::RoundRobin)
+}
+
+fn build_fixture_with_policy(
+    tiers: &[u16],
+    resources: &[usize],
+    credential: fn() -> BackendCredential,
+    policy: BalancePolicy,
+) -> Fixture {
     let now = Instant::now();
     let health_registry = HealthRegistry::new(now);
     let candidate = |(backend_index, tier): (usize, &u16)| {
@@ -42,6 +59,7 @@ fn build_fixture(tiers: &[u16], resources: &[usize], credential: fn() -> Backend
             health_registry.get_or_create_backend(&BackendName::new(&backend_index.to_string()));
         Candidate {
             backend_index,
+            name: BackendName::new(&backend_index.to_string()),
             resource_index: resources[backend_index],
             tier: Tier::new(*tier).unwrap(),
             weight: Weight::ONE,
@@ -53,7 +71,7 @@ fn build_fixture(tiers: &[u16], resources: &[usize], credential: fn() -> Backend
         }
     };
     let candidates = tiers.iter().enumerate().map(candidate).collect();
-    let pool = BackendPool::new(candidates, BalancePolicy::RoundRobin, now);
+    let pool = BackendPool::new(candidates, policy, now);
     let limits = RetryLimits {
         max_retries: 12,
         max_cooldown_wait: 250 * MS,
@@ -377,4 +395,42 @@ fn a_request_that_has_given_up_waiting_takes_nothing_from_those_that_still_wait(
     fixture.now += 2000 * MS;
     assert!(fixture.is_exhausted(&plan), "a backend is free");
     assert!(matches!(fixture.next_step(&RetryPlan::new(&fixture.pool)), NextStep::Attempt(_)));
+}
+
+#[test]
+fn a_flex_cooldown_keeps_only_flex_requests_away() {
+    let fixture = fixture(&[1, 2]);
+    let health = |index: usize| fixture.pool.candidate(index).unwrap().deployment_health.as_ref().unwrap();
+    assert!(health(0).flex_availability().is_none(), "it costs nothing until there is one");
+    let cooldown = |until| Unavailable { reason: UnavailableReason::CoolingDown, until };
+    let flex_cell = health(0).get_or_create_flex_availability();
+    flex_cell.mark_unavailable(cooldown(fixture.now + 5000 * MS), fixture.now);
+    let step = |operation, now| {
+        RetryPlan::new(&fixture.pool).next_step(&fixture.pool, operation, &fixture.limits, now, 0.0)
+    };
+    let next = |operation, now| match step(operation, now) {
+        NextStep::Attempt(attempt) => (attempt.candidate_index, attempt.probe_permit),
+        step => panic!("{step:?}"),
+    };
+    assert_eq!((next(CHAT, fixture.now).0, next(FLEX_CHAT, fixture.now).0), (0, 1));
+    // When it is over, one flex request probes; another request does not.
+    let later = fixture.now + 5000 * MS;
+    let (_, permit) = next(CHAT, later);
+    assert!(!permit.is_probing(flex_cell));
+    let (candidate, permit) = next(FLEX_CHAT, later);
+    assert!(candidate == 0 && permit.is_probing(flex_cell));
+    assert!(matches!(step(FLEX_CHAT, later), NextStep::Wait(_)), "another flex request waits for the probe");
+    assert_eq!(next(CHAT, later).0, 0);
+    permit.mark_all_available();
+    assert_eq!(next(FLEX_CHAT, later).0, 0);
+    // Where none has capacity for flex requests, the first to have some says how long that lasts.
+    let second = health(1).get_or_create_flex_availability();
+    second.mark_unavailable(cooldown(later + 900 * MS), later);
+    flex_cell.mark_unavailable(cooldown(later + 700 * MS), later);
+    let plan = RetryPlan::new(&fixture.pool);
+    let end = |operation| plan.earliest_cooldown_end(&fixture.pool, operation, later);
+    assert_eq!((end(FLEX_CHAT), end(CHAT)), (Some(later + 700 * MS), None));
+    // A cooldown of the deployment itself keeps all away.
+    health(0).availability.mark_unavailable(cooldown(later + 5000 * MS), later);
+    assert_eq!((end(FLEX_CHAT), next(CHAT, later).0), (Some(later + 900 * MS), 1));
 }

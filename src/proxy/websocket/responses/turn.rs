@@ -173,7 +173,9 @@ impl Turn {
         context.reserve_limits(&admitted, now).await?;
         let gateway = &config.gateway;
         let shed_rule = context.request.class.and_then(|class| gateway.shed_rule(class));
-        let admitted = admitted.with_shed_rule(shed_rule);
+        let (headers, body) = (&self.shared.handshake_head.headers, &context.body.held_bytes);
+        let prompt_route = gateway.prompt_route(&admitted, headers, body, now);
+        let admitted = admitted.with_shed_rule(shed_rule).with_prompt_route(prompt_route);
         let limits = gateway.retry_limits_for_request(&admitted, now, received.instant, None);
         let gateway = Arc::clone(gateway);
         context.retry_state =

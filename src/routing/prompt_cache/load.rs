@@ -1,0 +1,152 @@
+//! What backends hold in flight, and the bound that keeps a key from overloading its backend.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::names::Weight;
+
+/// A backend within this many times its share of the tokens in flight takes what is its own by the order of the key
+/// (Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2018).
+const MAX_SHARE_FACTOR: f64 = 1.25;
+/// Nor does it pass anything on with so few requests, for a backend of average weight: of a few requests one is most of
+/// the tokens.
+const MAX_REQUESTS_WITHIN_BOUND: f64 = 4.0;
+
+/// What one deployment on one backend holds in flight.
+#[derive(Debug, Default)]
+pub struct TokenLoad {
+    tokens: AtomicU64,
+    requests: AtomicU64,
+}
+
+/// An attempt in flight. It is given back when this is dropped.
+#[derive(Debug)]
+pub struct LoadTicket {
+    load: Arc<TokenLoad>,
+    tokens: u64,
+}
+
+impl TokenLoad {
+    /// Adds an attempt of about this many tokens.
+    pub fn add(self: &Arc<Self>, tokens: u64) -> LoadTicket {
+        self.tokens.fetch_add(tokens, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        LoadTicket { load: Arc::clone(self), tokens }
+    }
+
+    pub(in crate::routing) fn tokens(&self) -> u64 {
+        self.tokens.load(Ordering::Relaxed)
+    }
+
+    pub(in crate::routing) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for LoadTicket {
+    fn drop(&mut self) {
+        self.load.tokens.fetch_sub(self.tokens, Ordering::Relaxed);
+        self.load.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A backend that a request may be sent to.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::routing) struct LoadedMember {
+    /// What it is known by to the caller.
+    pub(in crate::routing) index: usize,
+    /// Its score for the key of the request.
+    pub(in crate::routing) score: f64,
+    pub(in crate::routing) weight: Weight,
+    /// What it holds already.
+    pub(in crate::routing) tokens: u64,
+    pub(in crate::routing) requests: u64,
+}
+
+/// The index of the first in the order of the key that is within the bound.
+pub(in crate::routing) fn choose_member(members: &[LoadedMember]) -> Option<usize> {
+    let weight: f64 = members.iter().map(|member| f64::from(member.weight.get())).sum();
+    let tokens: f64 = members.iter().map(|member| member.tokens as f64).sum();
+    let is_within_bound = |member: &&LoadedMember| {
+        let share = f64::from(member.weight.get()) / weight;
+        member.tokens as f64 <= MAX_SHARE_FACTOR * share * tokens
+            || member.requests as f64 <= MAX_REQUESTS_WITHIN_BOUND * share * members.len() as f64
+    };
+    // There is always one: not all can hold more than their share.
+    let first = |a: &&LoadedMember, b: &&LoadedMember| a.score.total_cmp(&b.score);
+    members.iter().filter(is_within_bound).max_by(first).map(|member| member.index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Members with these weights, tokens and requests, in the order of the key.
+    fn members(rows: &[(u16, u64, u64)]) -> Vec<LoadedMember> {
+        let member = |(index, (weight, tokens, requests)): (usize, &(u16, u64, u64))| LoadedMember {
+            index,
+            score: -(index as f64),
+            weight: Weight::new(*weight).unwrap(),
+            tokens: *tokens,
+            requests: *requests,
+        };
+        rows.iter().enumerate().map(member).collect()
+    }
+
+    #[test]
+    fn a_backend_with_too_much_passes_the_request_on() {
+        for (rows, expected) in [
+            (&[][..], None),
+            (&[(1, 0, 0)], Some(0)),
+            (&[(1, 1_000, 9)], Some(0)),
+            (&[(1, 0, 0), (1, 0, 0)], Some(0)),
+            // Its share is 500 of 1,000.
+            (&[(1, 625, 5), (1, 375, 5)], Some(0)),
+            (&[(1, 626, 5), (1, 374, 5)], Some(1)),
+            // With four requests it passes nothing on.
+            (&[(1, 1_000, 4), (1, 0, 0)], Some(0)),
+            (&[(1, 1_000, 5), (1, 0, 0)], Some(1)),
+            // With three times the weight of the other its share is 750, and that of the requests 6.
+            (&[(3, 900, 99), (1, 100, 9)], Some(0)),
+            (&[(3, 940, 6), (1, 60, 9)], Some(0)),
+            (&[(3, 940, 7), (1, 60, 9)], Some(1)),
+            (&[(1, 500, 9), (1, 450, 9), (1, 50, 1)], Some(2)),
+        ] {
+            assert_eq!(choose_member(&members(rows)), expected, "{rows:?}");
+        }
+    }
+
+    #[test]
+    fn what_ends_is_given_back() {
+        let load = Arc::new(TokenLoad::default());
+        let first = load.add(100);
+        let second = load.add(50);
+        assert_eq!((load.tokens(), load.requests()), (150, 2));
+        drop(first);
+        assert_eq!((load.tokens(), load.requests()), (50, 1));
+        drop(second);
+        assert_eq!((load.tokens(), load.requests()), (0, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn some_backend_always_takes_the_request(
+            rows in proptest::collection::vec((1_u16..=1000, 0_u64..1_000_000, 0_u64..100), 1..20),
+        ) {
+            prop_assert!(choose_member(&members(&rows)).is_some());
+        }
+
+        #[test]
+        fn one_key_alone_loads_no_backend_with_much_more_than_its_share(count in 1_usize..400) {
+            let mut held = [(1_u16, 0_u64, 0_u64); 5];
+            for _ in 0..count {
+                let index = choose_member(&members(&held)).unwrap();
+                held[index].1 += 1_000;
+                held[index].2 += 1;
+            }
+            let largest = held.iter().map(|(_, _, requests)| *requests).max().unwrap() as f64;
+            prop_assert!(largest <= (1.25 * count as f64 / 5.0 + 1.0).max(5.0), "{held:?}");
+        }
+    }
+}
