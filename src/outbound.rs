@@ -3,10 +3,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method};
+use openssl::x509::X509;
 use pingora::ErrorType;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
@@ -31,6 +33,8 @@ pub struct OutboundClient {
     timeout: Duration,
     /// A response body is read until it exceeds this many bytes.
     read_limit_bytes: usize,
+    /// The certificate authorities that certificates have to come from; `None` for those of the system.
+    certificate_authorities: Option<Arc<Box<[X509]>>>,
 }
 
 /// A response of any status.
@@ -51,7 +55,7 @@ pub struct OutboundRequest<'a> {
     /// Path and query.
     pub path_and_query: &'a str,
     /// Header fields. `host` and `content-length` are added.
-    pub headers: &'a [(&'static str, &'a str)],
+    pub headers: &'a [(&'a str, &'a str)],
     /// The body; empty: none.
     pub body: Bytes,
 }
@@ -88,13 +92,24 @@ pub enum OutboundError {
 impl OutboundClient {
     /// A client whose requests may each take this long.
     pub fn new(timeout: Duration) -> Self {
-        Self { connector: Connector::new(None), timeout, read_limit_bytes: DEFAULT_READ_LIMIT_BYTES }
+        Self {
+            connector: Connector::new(None),
+            timeout,
+            read_limit_bytes: DEFAULT_READ_LIMIT_BYTES,
+            certificate_authorities: None,
+        }
     }
 
     /// Changes how much of a response body is read: reading stops once it exceeds this many bytes.
     #[must_use]
     pub fn with_read_limit_bytes(self, read_limit_bytes: usize) -> Self {
         Self { read_limit_bytes, ..self }
+    }
+
+    /// Certificates have to come from one of these authorities, in place of those of the system.
+    #[must_use]
+    pub fn with_certificate_authorities(self, authorities: Box<[X509]>) -> Self {
+        Self { certificate_authorities: Some(Arc::new(authorities)), ..self }
     }
 
     /// Sends a request and reads the response.
@@ -178,6 +193,7 @@ impl OutboundClient {
         peer.options.total_connection_timeout = Some(LOOKUP_OR_CONNECT_TIMEOUT);
         peer.options.connection_timeout = Some(LOOKUP_OR_CONNECT_TIMEOUT);
         peer.options.idle_timeout = Some(IDLE_TIMEOUT);
+        peer.options.ca.clone_from(&self.certificate_authorities);
         let request_head = build_request_head(authority, request).map_err(transport_error)?;
         loop {
             let (mut session, is_reused) =
@@ -218,7 +234,7 @@ fn build_request_head(authority: &str, request: &OutboundRequest<'_>) -> pingora
         head.insert_header("content-length", content_length)?;
     }
     for (name, value) in request.headers {
-        head.insert_header(*name, *value)?;
+        head.insert_header((*name).to_owned(), *value)?;
     }
     Ok(head)
 }

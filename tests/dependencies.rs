@@ -43,15 +43,16 @@ const PERMISSIVE_LICENCES: [&str; 12] = [
 ];
 
 /// Crates with several versions in the tree, and the crates that require them.
-const DUPLICATE_CRATES: [(&str, &str); 9] = [
+const DUPLICATE_CRATES: [(&str, &str); 10] = [
     ("getrandom", "rand 0.8 of Pingora, ahash, and proptest and tempfile of the tests"),
     ("hashbrown", "indexmap 1 of pingora-cache, dashmap of Pingora, and today's"),
     ("indexmap", "pingora-cache still uses 1"),
     ("lock_api", "parking_lot twice"),
     ("parking_lot", "pingora-lru is ahead of the rest of Pingora"),
     ("parking_lot_core", "parking_lot twice"),
-    ("rand", "0.8 of Pingora, and proptest of the tests"),
-    ("rand_core", "rand twice"),
+    ("rand", "0.8 of Pingora, tungstenite, and proptest and opentelemetry_sdk of the tests"),
+    ("rand_chacha", "rand several times"),
+    ("rand_core", "rand several times"),
     ("syn", "build time only: derivative of Pingora, openssl-macros, and today's"),
 ];
 

@@ -246,7 +246,10 @@ pub fn steps() -> Vec<Step> {
     steps.push(("parse_body_100k", Box::new(move || drop(black_box(BodyFacts::parse(&long_body))))));
 
     let headers = client_headers();
-    steps.push(("read_client_headers", Box::new(move || drop(black_box(ClientHeaders::read(&headers))))));
+    steps.push((
+        "read_client_headers",
+        Box::new(move || drop(black_box(ClientHeaders::read(&headers, true)))),
+    ));
 
     let headers = response_headers();
     steps.push((
@@ -333,8 +336,9 @@ fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -
         client_headers: ClientHeaders {
             request_id: Some("0b6f4c6e-9f0f-4f6c-8a44-9d7a4f0c8f11".into()),
             user_agent: Some("AzureOpenAI/Python 1.99.0".into()),
-            trace_id: None,
+            trace_context: None,
         },
+        own_trace_id: None,
         client: None,
         class: None,
         limited_by: None,

@@ -41,7 +41,7 @@ pub struct RequestEntry {
     /// The client's own id for it; `null` without a `record` block. Earlier versions do not send it, nor the next two.
     #[serde(default)]
     pub client_request_id: Option<String>,
-    /// The id of its trace; `null` without a `record` block.
+    /// The id of its trace; `null` if it has none, or without the blocks `record` and `traces`.
     #[serde(default)]
     pub trace_id: Option<String>,
     /// Azure's id for it.

@@ -18,6 +18,7 @@ use super::status::queue::queue_status;
 use super::status::refusals::refused_clients;
 use super::status::shared::shared_status;
 use super::status::sinks::sink_statuses;
+use super::status::traces::traces_status;
 use super::status::{
     AttemptsByOutcome, BackendError, BackendStatus, BuildInfo, ClientStatus, ConfigurationSummary,
     DeploymentStatus, LastMinuteStats, OpenWebSockets, PoolMemberStatus, PoolStatus, ProcessStatus,
@@ -116,6 +117,7 @@ impl StatusSource {
             shared: shared_status(process),
             refusals: refused_clients(&statistics),
             sinks: sink_statuses(&process.recorder.sinks(), clock.wall_now),
+            traces: traces_status(process.recorder.traces(), clock.wall_now),
             certificates: certificate_statuses(&process.certificate_expiries, clock.wall_now),
             credentials: credential_statuses(gateway, clock.monotonic_now, clock.wall_now),
             affinity: Some(affinity_status(gateway, clock.monotonic_now)),

@@ -16,6 +16,7 @@ use crate::proxy::upstream::dns::AddressBook;
 use crate::proxy::upstream::live_check::{CheckFinding, check_backends};
 use crate::record::Recorder;
 use crate::record::sink_check::{SinkFinding, check_sinks};
+use crate::record::traces::send_empty_request;
 use crate::server::build_config::build_active_config;
 use crate::server::check_addresses;
 use crate::shared::{check_server, find_secret};
@@ -49,6 +50,14 @@ fn run_live_checks(checked: CheckedConfig) -> Result<bool, CliError> {
             result,
         }));
     }
+    if let Some(traces) = &checked.config.traces {
+        let accepted = background.block_on(send_empty_request(traces));
+        findings.push(CheckFinding {
+            subject: "traces".to_owned(),
+            checked_item: "collector".to_owned(),
+            result: accepted.map(|status| format!("an empty request was accepted ({status})")),
+        });
+    }
     if let Some(redis) = &checked.config.shared {
         progress.set_text("checking shared.redis");
         let password = find_secret(redis, &checked.config.key_vault, &keyring);
@@ -60,7 +69,8 @@ fn run_live_checks(checked: CheckedConfig) -> Result<bool, CliError> {
         }));
     }
     // The requests to backends are not recorded.
-    let checked = CheckedConfig { config: Config { record: None, ..checked.config }, ..checked };
+    let checked =
+        CheckedConfig { config: Config { record: None, traces: None, ..checked.config }, ..checked };
     let recorder = Recorder::start(&checked.config, &keyring, background.handle())?;
     let process = Arc::new(ProcessState::new(Instant::now(), recorder, keyring));
     progress.set_text("checking backends");

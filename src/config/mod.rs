@@ -38,10 +38,10 @@ pub use schema::{
     ManagedIdentitySelector, ModelsSource, OwnerPolicy, ProvisionedThroughput, QueueConfig, RecordConfig,
     RecordedContent, RedisConfig, RedisCredential, RequestClass, RequestsConfig, RetryConfig, SecretSource,
     ServerConfig, ServerTlsConfig, ShedConfig, SpoolConfig, StreamHoldLimits, StreamUsageMode,
-    TimeoutsConfig, TlsVersion, UnavailableHomePolicy, VaultSecretRef, WebSocketConfig,
+    TimeoutsConfig, TlsVersion, TracesConfig, UnavailableHomePolicy, VaultSecretRef, WebSocketConfig,
 };
 pub use values::{
     AllowRule, CertifiedKey, CertifiedKeyError, CertifiedKeyFiles, DeploymentMap, Endpoint, PathPattern,
-    Percentage, Secret, StatusSet, certificate_expires_at,
+    Percentage, Secret, StatusSet, certificate_expires_at, load_certificate_authorities,
 };
 pub(crate) use yaml::closest_match;

@@ -123,6 +123,7 @@ pub struct Gateway {
     queue_config: Option<config::QueueConfig>,
     breaker_config: config::BreakerConfig,
     record_config: Option<config::RecordConfig>,
+    traces_config: Option<config::TracesConfig>,
 }
 
 impl Gateway {
@@ -171,6 +172,7 @@ impl Gateway {
             queue_config: config.queue,
             breaker_config: config.breaker,
             record_config: config.record.clone(),
+            traces_config: config.traces.clone(),
             process_state,
         }
     }
@@ -410,6 +412,11 @@ impl Gateway {
     /// Whether a record is kept of each request.
     pub fn keeps_records(&self) -> bool {
         self.record_config.is_some()
+    }
+
+    /// How traces are made; `None` if there are none.
+    pub fn traces_config(&self) -> Option<&config::TracesConfig> {
+        self.traces_config.as_ref()
     }
 
     /// Counts a finished request and, if records are kept, queues its record. Call it once for each

@@ -293,6 +293,7 @@ impl RequestContext {
             request_id: Arc::clone(&self.request.id),
             socket_id: self.request.socket_id.clone(),
             client_headers: std::mem::take(&mut self.request.headers_for_record),
+            own_trace_id: None,
             client: self.request.client.clone(),
             class: self.request.class,
             limited_by,

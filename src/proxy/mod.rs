@@ -54,6 +54,7 @@ use self::error_types::{
     RESPONSE_IDLE_TIMEOUT, RETRY_ELSEWHERE,
 };
 use self::upstream::headers::{self, BodyFraming};
+use self::upstream::trace_headers;
 use crate::admission::client_ip::client_ip;
 use crate::config::ListenerConfig;
 use crate::record::client_headers::ClientHeaders;
@@ -182,7 +183,7 @@ impl ProxyHttp for Balancer {
 
     async fn upstream_request_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         head: &mut RequestHeader,
         ctx: &mut PingoraContext,
     ) -> Result<()> {
@@ -202,6 +203,7 @@ impl ProxyHttp for Balancer {
         headers::rewrite_for_backend(head, backend, requests, path_and_query, &framing)?;
         let (name, secret) = secret;
         head.insert_header(name, secret.header_value.clone())?;
+        trace_headers::set_trace_headers(head, &session.req_header().headers, context)?;
         context.attempt_secret = Some(secret);
         Ok(())
     }
@@ -325,8 +327,9 @@ fn fill_in_sender_details(
     let tls_info = tls::tls_connection_info(session.digest());
     let listener = listener.or_else(|| tls_info.and_then(|info| info.listener.clone()));
     request.certificate_subject = tls_info.and_then(|info| info.certificate_subject.clone());
-    if config.gateway.keeps_records() {
-        request.headers_for_record = ClientHeaders::read(&session.req_header().headers);
+    let keeps_record = config.gateway.keeps_records();
+    if keeps_record || config.gateway.traces_config().is_some() {
+        request.headers_for_record = ClientHeaders::read(&session.req_header().headers, keeps_record);
     }
     request.client_ip = request.peer_ip.map(|peer| {
         let trusted = listener.as_ref().map_or(&[][..], |listener| config.trusted_proxies(listener));

@@ -3,6 +3,8 @@
 
 use http::{HeaderMap, HeaderName};
 
+use super::trace_context::TraceContext;
+
 /// Longest text that is kept of a field.
 const MAX_FIELD_BYTES: usize = 256;
 
@@ -13,7 +15,6 @@ static REQUEST_ID_FIELDS: [HeaderName; 3] = [
     HeaderName::from_static("x-client-request-id"),
     HeaderName::from_static("x-request-id"),
 ];
-static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// What the header fields of a request tell its record. Texts are cut, and what is not printable ASCII is
 /// escaped.
@@ -23,23 +24,26 @@ pub struct ClientHeaders {
     pub request_id: Option<Box<str>>,
     /// The client's program: `user-agent`.
     pub user_agent: Option<Box<str>>,
-    /// The id of the trace that the request belongs to: 32 hexadecimal digits.
-    pub trace_id: Option<Box<str>>,
+    /// The trace that the request belongs to, by its `traceparent`.
+    pub trace_context: Option<TraceContext>,
 }
 
 impl ClientHeaders {
-    /// Reads the fields of a request.
-    pub fn read(headers: &HeaderMap) -> Self {
+    /// Reads the fields of a request, or only those that its trace needs.
+    pub fn read(headers: &HeaderMap, keeps_record: bool) -> Self {
+        if !keeps_record {
+            return Self { trace_context: TraceContext::read(headers), ..Self::default() };
+        }
         Self {
             request_id: REQUEST_ID_FIELDS.iter().find_map(|name| printable_field(headers, name)),
             user_agent: printable_field(headers, &http::header::USER_AGENT),
-            trace_id: trace_id(headers).map(Box::from),
+            trace_context: TraceContext::read(headers),
         }
     }
 
     /// The memory of the texts, in bytes.
     pub(super) fn memory_bytes(&self) -> usize {
-        let texts = [&self.request_id, &self.user_agent, &self.trace_id];
+        let texts = [&self.request_id, &self.user_agent];
         texts.into_iter().flatten().map(|text| text.len()).sum()
     }
 }
@@ -66,27 +70,6 @@ pub fn printable_text(value: &[u8]) -> Box<str> {
     escaped.collect::<String>().into()
 }
 
-/// The trace id of a valid `traceparent` (W3C Trace Context, section 3.2): one field
-/// `VERSION-TRACE_ID-PARENT_ID-FLAGS`, after which only a later version than 00 may have more.
-fn trace_id(headers: &HeaderMap) -> Option<&str> {
-    let mut fields = headers.get_all(&TRACEPARENT).iter();
-    let (Some(field), None) = (fields.next(), fields.next()) else { return None };
-    let (field, more) = field.as_bytes().split_at_checked(55)?;
-    let has_dashes = [2, 35, 52].iter().all(|at| field.get(*at) == Some(&b'-'));
-    let (version, trace_id) = (field.get(..2)?, field.get(3..35)?);
-    let (parent_id, flags) = (field.get(36..52)?, field.get(53..)?);
-    let is_hex = |part: &[u8]| holds_for_all(part, |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let is_zero = |id: &[u8]| holds_for_all(id, |byte| *byte == b'0');
-    let may_have_more = version != b"00" && more.starts_with(b"-");
-    let is_valid = has_dashes
-        && [version, trace_id, parent_id, flags].into_iter().all(is_hex)
-        && (more.is_empty() || may_have_more)
-        && version != b"ff"
-        && !is_zero(trace_id)
-        && !is_zero(parent_id);
-    std::str::from_utf8(trace_id).ok().filter(|_| is_valid)
-}
-
 /// Like `all`, without a branch for each byte: every request pays for it.
 fn holds_for_all(bytes: &[u8], condition: impl Fn(&u8) -> bool) -> bool {
     bytes.iter().fold(true, |all, byte| all & condition(byte))
@@ -103,7 +86,7 @@ mod tests {
         for (name, value) in fields {
             headers.append(*name, HeaderValue::from_bytes(value).unwrap());
         }
-        ClientHeaders::read(&headers)
+        ClientHeaders::read(&headers, true)
     }
 
     #[test]
@@ -135,41 +118,11 @@ mod tests {
         assert_eq!(read(&[("user-agent", b"")]).user_agent, None);
     }
 
-    #[test]
-    fn only_a_valid_traceparent_has_a_trace_id() {
-        let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
-        let zeros = "0".repeat(32);
-        for (value, is_valid) in [
-            (format!("00-{trace}-{parent}-01"), true),
-            (format!("00-{trace}-{parent}-00"), true),
-            (format!("cc-{trace}-{parent}-01"), true),
-            (format!("cc-{trace}-{parent}-01-what-comes"), true),
-            (format!("00-{trace}-{parent}-01-what-comes"), false),
-            (format!("ff-{trace}-{parent}-01"), false),
-            (format!("cc-{trace}-{parent}-01x"), false),
-            (format!("00-{trace}-{parent}-1"), false),
-            (format!("00-{trace}-{parent}"), false),
-            (format!("00-{zeros}-{parent}-01"), false),
-            (format!("00-{trace}-{}-01", &zeros[..16]), false),
-            (format!("00-{}-{parent}-01", trace.to_uppercase()), false),
-            (format!("00-{}-{parent}-01", &trace[1..]), false),
-            (format!(" 00-{trace}-{parent}-01"), false),
-            ("\u{e9}".to_owned(), false),
-            (String::new(), false),
-        ] {
-            let headers = read(&[("traceparent", value.as_bytes())]);
-            assert_eq!(headers.trace_id.as_deref(), is_valid.then_some(trace), "{value}");
-        }
-        let valid = format!("00-{trace}-{parent}-01");
-        let twice = read(&[("traceparent", valid.as_bytes()), ("traceparent", valid.as_bytes())]);
-        assert_eq!(twice.trace_id, None);
-    }
-
     proptest! {
         #[test]
         fn whatever_a_client_sends_becomes_short_printable_text(value in proptest::collection::vec(0x80_u8.., 0..400)) {
-            let headers = read(&[("user-agent", &value), ("traceparent", &value), ("x-request-id", &value)]);
-            for text in [headers.user_agent, headers.request_id, headers.trace_id].into_iter().flatten() {
+            let headers = read(&[("user-agent", &value), ("x-request-id", &value)]);
+            for text in [headers.user_agent, headers.request_id].into_iter().flatten() {
                 prop_assert!(text.len() <= 4 * MAX_FIELD_BYTES && text.bytes().all(|byte| matches!(byte, b' '..=b'~')));
             }
         }

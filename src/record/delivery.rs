@@ -12,6 +12,8 @@ pub const SPOOL: &str = "spool";
 pub const JSONL: &str = "jsonl";
 /// The sink that sends rows to Log Analytics.
 pub const LOG_ANALYTICS: &str = "log_analytics";
+/// The exporter of traces, which is no sink of records but whose delivery is told like theirs.
+pub const TRACES: &str = "traces";
 
 /// How many of the last minutes dropped records are counted for.
 pub const RECENT_MINUTES: usize = 15;
@@ -35,6 +37,7 @@ pub struct Deliveries {
     spool: Delivery,
     jsonl: Delivery,
     log_analytics: Delivery,
+    traces: Delivery,
 }
 
 /// The delivery to one of them.
@@ -76,6 +79,7 @@ impl Deliveries {
             SPOOL => Some(&self.spool),
             JSONL => Some(&self.jsonl),
             LOG_ANALYTICS => Some(&self.log_analytics),
+            TRACES => Some(&self.traces),
             _ => None,
         }
     }

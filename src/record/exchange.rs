@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::affinity::AffinityRecord;
 use super::client_headers::ClientHeaders;
+use super::trace_context::{SpanId, TraceId};
 use crate::admission::client::Client;
 use crate::admission::limits::{LimitKey, Reservation};
 use crate::admission::queue::QueueCharge;
@@ -18,6 +19,7 @@ use crate::azure::request::prompt_sample::PromptSample;
 use crate::azure::response::capture::ResponseCapture;
 use crate::azure::response::collected_body::CollectedBody;
 use crate::azure::response::usage::TokenUsage;
+use crate::azure::response::verdict::Verdict;
 use crate::azure::usage_missing::UsageMissing;
 use crate::azure::{Operation, RequestTarget};
 use crate::config::RequestClass;
@@ -75,6 +77,10 @@ pub struct AttemptRecord {
     pub duration_ms: u64,
     /// Milliseconds that the backend asked to wait before a retry.
     pub retry_after_ms: Option<u64>,
+    /// What the response means; `None` if there was none.
+    pub verdict: Option<Verdict>,
+    /// The id of its span, if the backend was told; `None` if it has none yet.
+    pub span_id: Option<SpanId>,
 }
 
 impl AttemptRecord {
@@ -191,8 +197,10 @@ pub struct FinishedExchange {
     pub request_id: Arc<str>,
     /// The id of the record of the WebSocket that it came over; `None` for an HTTP request, which may have opened one.
     pub socket_id: Option<Arc<str>>,
-    /// What the request's header fields tell the record; empty without a `record` block.
+    /// What the request's header fields tell the record; without a `record` block at most its trace.
     pub client_headers: ClientHeaders,
+    /// The id of the trace that begins with it; `None` if it continues one of its client, or if there are no traces.
+    pub own_trace_id: Option<TraceId>,
     /// The client; `None` if the request was refused before the client was authenticated.
     pub client: Option<Arc<Client>>,
     /// How urgent it was; `None` if the client was not authenticated.
@@ -286,6 +294,7 @@ impl FinishedExchange {
             request_id,
             socket_id: None,
             client_headers: ClientHeaders::default(),
+            own_trace_id: None,
             client: None,
             class: None,
             limited_by: None,
@@ -327,6 +336,24 @@ impl FinishedExchange {
             captured_response: CapturedResponse::NotCaptured,
             is_content_dropped: false,
         }
+    }
+
+    /// The id of its trace; `None` if it belongs to none.
+    pub(super) fn trace_id(&self) -> Option<TraceId> {
+        self.client_headers.trace_context.map(|parent| parent.trace_id).or(self.own_trace_id)
+    }
+
+    /// Whether the client got no complete response, or a status of 500 or above.
+    pub(super) fn has_failed(&self) -> bool {
+        self.outcome == ExchangeOutcome::Failed || self.client_status.is_some_and(|status| status >= 500)
+    }
+
+    /// Discards prompt and response, once nothing else is made of them.
+    pub(super) fn discard_content(&mut self) {
+        self.captured_request = None;
+        self.extracted_prompt = None;
+        self.prompt_sample = None;
+        self.captured_response = CapturedResponse::NotCaptured;
     }
 
     /// The memory that it holds, in bytes.

@@ -12,6 +12,7 @@ use json_escape_simd::escape_into;
 
 use super::affinity::AffinityRecord;
 use super::exchange::{AttemptRecord, CacheRecord, ExchangeOutcome};
+use super::trace_context::TraceId;
 use crate::admission::limits::LimitKey;
 use crate::azure::response::usage::TokenUsage;
 use crate::money::Amount;
@@ -22,7 +23,7 @@ pub struct RecordLine<'a> {
     pub(super) time: String,
     pub(super) request_id: &'a str,
     pub(super) client_request_id: Option<&'a str>,
-    pub(super) trace_id: Option<&'a str>,
+    pub(super) trace_id: Option<TraceId>,
     pub(super) socket_id: Option<&'a str>,
     pub(super) client: Option<&'a str>,
     pub(super) class: Option<&'static str>,
@@ -178,6 +179,13 @@ impl JsonValue for u64 {
     }
 }
 
+impl JsonValue for TraceId {
+    fn write_json(self, buffer: &mut Vec<u8>) {
+        // Digits need no escape, and writing to a `Vec` cannot fail.
+        drop(write!(buffer, "\"{self}\""));
+    }
+}
+
 /// A decimal, in thousandths.
 struct Thousandths(u64);
 
@@ -300,6 +308,8 @@ mod tests {
             time_to_response_head: status.map(|_| Duration::from_millis(6)),
             duration_ms: 7,
             retry_after_ms: None,
+            verdict: None,
+            span_id: None,
         }
     }
 

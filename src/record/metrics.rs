@@ -77,6 +77,7 @@ pub struct Metrics {
     read_lag: HistogramVec,
     queue_wait: HistogramVec,
     records: IntCounterVec,
+    spans: IntCounterVec,
     spool_bytes: IntGauge,
     config_reloads: IntCounterVec,
     /// Requests whose head or framing is malformed, including what the engine refuses of HTTP/2 by itself.
@@ -239,6 +240,11 @@ impl Metrics {
                 "aoai_lb_records_total",
                 "Records by sink: spool written, without_content, dropped, late; others delivered, retried, dead, lost.",
                 &["sink", "result"],
+            ),
+            spans: counters(
+                "aoai_lb_spans_total",
+                "Spans of traces by what became of them: delivered, retried, rejected by the collector, dropped.",
+                &["result"],
             ),
             spool_bytes: register_metric(
                 &registry,
@@ -410,6 +416,21 @@ impl Metrics {
             for result in record_results(sink) {
                 self.records.with_label_values(&[*sink, *result]).inc_by(0);
             }
+        }
+    }
+
+    /// Counts spans of traces by what became of them.
+    pub(super) fn count_spans(&self, result: &str, count: u64) {
+        if count > 0 {
+            self.spans.with_label_values(&[result]).inc_by(count);
+            self.deliveries.count_records(delivery::TRACES, result, count, SystemTime::now());
+        }
+    }
+
+    /// Begins to count spans: what has not happened yet is 0.
+    pub(super) fn expect_spans(&self) {
+        for result in ["delivered", "retried", "rejected", "dropped"] {
+            self.spans.with_label_values(&[result]).inc_by(0);
         }
     }
 

@@ -32,6 +32,8 @@ pub mod stored_usage;
 mod testing;
 mod text_ranges;
 pub mod token_estimate;
+pub mod trace_context;
+pub mod traces;
 pub mod writer;
 
 use std::io;
@@ -53,6 +55,7 @@ use self::redact::Redactor;
 use self::sinks::{jsonl, log_analytics};
 use self::spool::{Spool, SpoolView};
 use self::stored_usage::StoredUsage;
+use self::traces::TracesControl;
 use self::writer::{RecordQueue, WriteReceipt};
 use crate::config::{Config, JsonlConfig, SpoolConfig};
 use crate::credentials::Keyring;
@@ -93,6 +96,8 @@ pub struct Recorder {
     /// The sinks that are configured: none without a `record` block.
     jsonl_control: Option<Arc<jsonl::JsonlControl>>,
     log_analytics_control: Option<Arc<log_analytics::LogAnalyticsControl>>,
+    /// `None` without a `traces` block.
+    traces_control: Option<TracesControl>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -104,6 +109,15 @@ pub struct SinkState {
     /// What it has not written or delivered.
     pub backlog: Backlog,
     /// How its delivery goes.
+    pub delivery: DeliveryState,
+}
+
+/// The exporter of traces.
+#[derive(Debug)]
+pub struct TracesState {
+    /// Requests that wait to be exported.
+    pub queued: usize,
+    /// How the delivery of spans goes.
     pub delivery: DeliveryState,
 }
 
@@ -119,7 +133,8 @@ impl Recorder {
     /// Opens the spool and starts the threads of the writer and the sinks. Records that a previous process
     /// left in the spool are delivered too. Without a `record` block, exchanges are only counted. The Log
     /// Analytics sink makes its calls on `runtime`, with a token from `keyring`. A file or directory that
-    /// cannot be used is logged, and tried again until it can.
+    /// cannot be used is logged, and tried again until it can. With a `traces` block, spans are exported as well,
+    /// with or without records.
     ///
     /// # Errors
     /// [`RecorderError`] if a thread cannot be started.
@@ -127,9 +142,19 @@ impl Recorder {
         let metrics = Arc::<Metrics>::default();
         let pricing = Arc::new(ArcSwapOption::from_pointee(Pricing::of(config)));
         let vaults = &config.key_vault;
+        let exporter = config
+            .traces
+            .as_ref()
+            .map(|traces| traces::start_exporter(traces, config, &metrics, runtime.clone()))
+            .transpose()?;
+        let (tracer, traces_control, mut threads) = match exporter {
+            Some((tracer, control, thread)) => (Some(tracer), Some(control), vec![thread]),
+            None => (None, None, Vec::new()),
+        };
         let Some(config) = &config.record else {
             let redactor = Arc::<ArcSwap<Redactor>>::default();
-            let (queue, writer) = writer::start_writer(None, &redactor, &pricing, &metrics)?;
+            let (queue, writer) = writer::start_writer(None, tracer, &redactor, &pricing, &metrics)?;
+            threads.push(writer);
             return Ok(Self {
                 queue,
                 metrics,
@@ -138,7 +163,8 @@ impl Recorder {
                 pricing,
                 jsonl_control: None,
                 log_analytics_control: None,
-                threads: Mutex::new(vec![writer]),
+                traces_control,
+                threads: Mutex::new(threads),
             });
         };
         let mut sink_names = Vec::new();
@@ -147,7 +173,6 @@ impl Recorder {
         metrics.expect_records(&sink_names);
         let (spool, readers) =
             Spool::open(&config.spool.directory, config.spool.max_bytes, &sink_names, Instant::now());
-        let mut threads = Vec::new();
         let (mut jsonl, mut log_analytics) = (None, None);
         for reader in readers {
             if let (delivery::JSONL, Some(file)) = (reader.sink_name(), &config.jsonl) {
@@ -171,7 +196,7 @@ impl Recorder {
         }
         let redactor = Arc::new(ArcSwap::from_pointee(Redactor::new(config.redaction_patterns.clone())));
         let spool_view = Some(spool.view());
-        let (queue, writer) = writer::start_writer(Some(spool), &redactor, &pricing, &metrics)?;
+        let (queue, writer) = writer::start_writer(Some(spool), tracer, &redactor, &pricing, &metrics)?;
         threads.push(writer);
         Ok(Self {
             queue,
@@ -181,6 +206,7 @@ impl Recorder {
             pricing,
             jsonl_control: jsonl,
             log_analytics_control: log_analytics,
+            traces_control,
             threads: Mutex::new(threads),
         })
     }
@@ -214,6 +240,19 @@ impl Recorder {
             Some(SinkState { name, backlog, delivery: self.metrics.deliveries.get(name)?.state() })
         });
         sinks.collect()
+    }
+
+    /// The exporter of traces and how its delivery goes; `None` without a `traces` block.
+    pub fn traces(&self) -> Option<TracesState> {
+        let queued = self.traces_control.as_ref()?.queued();
+        Some(TracesState { queued, delivery: self.metrics.deliveries.get(delivery::TRACES)?.state() })
+    }
+
+    /// Tells the exporter of traces where the backends are after a reload.
+    pub fn set_traced_backends(&self, before: &Config, after: &Config) {
+        if let Some(traces) = &self.traces_control {
+            traces.set_backends(before, after);
+        }
     }
 
     /// Replaces the patterns that are redacted from prompts and completions, from the next record on.
@@ -256,6 +295,9 @@ impl Recorder {
         }
         if let Some(log_analytics) = &self.log_analytics_control {
             log_analytics.begin_shutdown();
+        }
+        if let Some(traces) = &self.traces_control {
+            traces.begin_shutdown();
         }
         // The lock is held to the end, so that a second caller returns no earlier than the first.
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);

@@ -81,7 +81,7 @@ impl FinishedExchange {
             time: rfc3339_micros(self.received_at),
             request_id: &self.request_id,
             client_request_id: self.client_headers.request_id.as_deref(),
-            trace_id: self.client_headers.trace_id.as_deref(),
+            trace_id: self.trace_id(),
             socket_id: self.socket_id.as_deref(),
             client: self.client.as_ref().and_then(|client| client.name.as_ref()).map(|name| name.as_str()),
             class: self.class.map(RequestClass::as_str),

@@ -62,6 +62,8 @@ fn attempt((status, error_code): (Option<u16>, Option<&'static str>)) -> Attempt
         time_to_response_head: None,
         duration_ms: 0,
         retry_after_ms: None,
+        verdict: None,
+        span_id: None,
     }
 }
 

@@ -17,12 +17,14 @@ use tokio::sync::oneshot;
 use super::cost::Pricing;
 use super::delivery::{self, Backlog};
 use super::exchange::{CapturePolicy, FinishedExchange};
+use super::line::RecordLine;
 use super::metrics::Metrics;
 use super::queue::{Charge, Dropped, ExchangeQueue, QueuedExchange};
 use super::redact::Redactor;
 use super::spool::{FrameBuffer, Spool};
 use super::stored_usage::StoredUsage;
 use super::token_estimate::TokenEstimator;
+use super::traces::{AnswerFacts, Tracer};
 
 /// About how many bytes are written to the spool at once.
 const MAX_BATCH_BYTES: usize = 256 * 1024;
@@ -67,8 +69,9 @@ struct SharedWriterState {
 ///
 /// # Errors
 /// If a thread cannot be started.
-pub fn start_writer(
+pub(super) fn start_writer(
     spool: Option<Spool>,
+    tracer: Option<Tracer>,
     redactor: &Arc<ArcSwap<Redactor>>,
     pricing: &Arc<ArcSwapOption<Pricing>>,
     metrics: &Arc<Metrics>,
@@ -83,7 +86,8 @@ pub fn start_writer(
         is_overflowing: AtomicBool::new(false),
     });
     let writes_records = spool.is_some();
-    let mut writer = RecordWriter { spool, redactor: Arc::clone(redactor), shared: Arc::clone(&shared) };
+    let mut writer =
+        RecordWriter { spool, tracer, redactor: Arc::clone(redactor), shared: Arc::clone(&shared) };
     let thread = std::thread::Builder::new().name("records".into()).spawn(move || writer.run())?;
     let (slow_shared, slow_redactor) = (Arc::clone(&shared), Arc::clone(redactor));
     let writer_thread = thread.thread().clone();
@@ -230,6 +234,8 @@ fn max_tokenized_bytes(backlog: usize) -> usize {
 
 struct RecordWriter {
     spool: Option<Spool>,
+    /// `None` without a `traces` block.
+    tracer: Option<Tracer>,
     redactor: Arc<ArcSwap<Redactor>>,
     shared: Arc<SharedWriterState>,
 }
@@ -302,8 +308,18 @@ impl RecordWriter {
         }
     }
 
-    /// Makes the record of an exchange, which also counts it, and adds it to the next write.
-    fn append_record(&self, frames: &mut FrameBuffer, mut exchange: FinishedExchange, policy: CapturePolicy) {
+    /// Makes the record of an exchange, which also counts it, and adds it to the next write. Passes the exchange on
+    /// if its trace is exported.
+    fn append_record(
+        &mut self,
+        frames: &mut FrameBuffer,
+        mut exchange: FinishedExchange,
+        policy: CapturePolicy,
+    ) {
+        let is_traced = self.tracer.as_mut().is_some_and(|tracer| {
+            tracer.identify(&mut exchange);
+            tracer.includes(&exchange)
+        });
         let redactor = self.redactor.load();
         let SharedWriterState { metrics, stored_usage, pricing, .. } = &*self.shared;
         let pricing = pricing.load();
@@ -311,6 +327,10 @@ impl RecordWriter {
             exchange.count_and_render_record(policy, &redactor, metrics, stored_usage, pricing.as_deref());
         if self.spool.is_some() {
             frames.push_record(|buffer| record.write_json(buffer));
+        }
+        if is_traced && let Some(tracer) = &self.tracer {
+            let RecordLine { model, service_tier, finish_reason, usage, usage_source, .. } = record;
+            tracer.enqueue(exchange, AnswerFacts { model, service_tier, finish_reason, usage, usage_source });
         }
     }
 

@@ -241,6 +241,7 @@ impl ConfigManager {
         for deployment in self.active_config.load().gateway.learned_deployments() {
             active_config.gateway.adopt_learned_deployment(&deployment, now);
         }
+        self.process_state.recorder.set_traced_backends(&state.config, &config);
         self.process_state.recorder.set_pricing(Pricing::of(&config));
         let redact = config.record.map(|record| record.redaction_patterns).unwrap_or_default();
         self.process_state.recorder.set_redaction_patterns(redact);

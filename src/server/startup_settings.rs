@@ -3,8 +3,9 @@
 
 use crate::config::{self, Config};
 
-/// Sets the sinks of records to those of the startup configuration.
+/// Sets the sinks of records, and traces, to those of the startup configuration.
 pub(super) fn restore_startup_sinks(startup: &Config, reloaded: &mut Config) {
+    reloaded.traces.clone_from(&startup.traces);
     reloaded.record = match (&startup.record, reloaded.record.take()) {
         (Some(startup), Some(reloaded)) => Some(config::RecordConfig {
             jsonl: startup.jsonl.clone(),
@@ -49,6 +50,7 @@ pub(super) fn config_keys_needing_upgrade(startup: &Config, reloaded: &Config) -
     }
     add_if(startup.affinity.memory_bytes != reloaded.affinity.memory_bytes, "affinity.memory".to_owned());
     add_if(startup.shared != reloaded.shared, "shared".to_owned());
+    add_if(startup.traces != reloaded.traces, "traces".to_owned());
     match (&startup.record, &reloaded.record) {
         (Some(before), Some(after)) => {
             add_if(before.jsonl != after.jsonl, "record.jsonl".to_owned());
@@ -105,8 +107,16 @@ mod tests {
             (
                 "listeners: [ { address: '127.0.0.1:80' }, { address: '127.0.0.1:81' } ]\n\
                  admin: { address: '127.0.0.1:9' }\nserver: { upgrade_socket: /x/y, state_directory: z }\n\
-                 affinity: { memory: 1MiB, ask: 0 }\nshared: { redis: { url: 'redis://localhost:1' } }",
-                &["server.upgrade_socket", "server.state_directory", "affinity.memory", "shared", "record"],
+                 affinity: { memory: 1MiB, ask: 0 }\nshared: { redis: { url: 'redis://localhost:1' } }\n\
+                 traces: { endpoint: 'http://localhost:1' }",
+                &[
+                    "server.upgrade_socket",
+                    "server.state_directory",
+                    "affinity.memory",
+                    "shared",
+                    "traces",
+                    "record",
+                ],
             ),
         ];
         for (yaml, expected) in table {
@@ -117,6 +127,7 @@ mod tests {
             restore_startup_sinks(&startup, &mut reloaded);
             let sinks = |config: &Config| config.record.as_ref().map(|record| record.jsonl.clone());
             assert_eq!(sinks(&reloaded), sinks(&startup));
+            assert_eq!(reloaded.traces, startup.traces);
         }
     }
 }

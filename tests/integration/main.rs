@@ -92,6 +92,8 @@ mod text;
 mod timeouts;
 mod tls;
 mod tls_problems;
+mod traces;
+mod traces_delivery;
 mod tunnels;
 mod upgrade;
 mod verdicts;

@@ -6,6 +6,7 @@
 pub mod affinity_traffic;
 pub mod balancer;
 pub mod client;
+pub mod collector;
 pub mod h2;
 pub mod identity;
 pub mod ingestion;

@@ -67,6 +67,16 @@ function showExpiries(certificates, credentials, status) {
   setVisible($('expiries-note'), $('expiries-note').textContent !== '');
 }
 
+/** Whether traces reach their collector. */
+function describeTraces(traces) {
+  if (traces === null) return 'not configured';
+  if (typeof traces !== 'object' || Array.isArray(traces)) return '–';
+  const dropped = traces.dropped_spans > 0 ? `, ${pluralize(traces.dropped_spans, 'span')} dropped` : '';
+  const failing = nonEmptyText(traces.failing_since);
+  const state = failing ? `not delivered since ${formatTime(failing)}: ${nonEmptyText(traces.last_error) ?? 'unknown'}` : nonEmptyText(traces.last_delivery) ? `delivered, last ${formatTime(traces.last_delivery)}` : 'none yet';
+  return `${state}${dropped}`;
+}
+
 function showFacts(status) {
   const configuration = status.configuration ?? {}, process = status.process ?? {};
   const upgrade = Array.isArray(configuration.needs_upgrade) ? configuration.needs_upgrade.join(', ') || 'nothing' : '–';
@@ -78,6 +88,7 @@ function showFacts(status) {
     ['Last reload', configuration.problem === null ? 'no problem' : nonEmptyText(configuration.problem) ? `failed: ${configuration.problem}` : '–'],
     ['Process', `${state}, pid ${isKnown(process.pid) ? process.pid : '–'}, version ${nonEmptyText(status.build?.version) ?? '–'}`],
     ['Needs an upgrade', upgrade],
+    ['Traces', describeTraces(status.traces)],
     ['Running', `for ${formatDuration(process.uptime_seconds)}, since ${formatTime(process.started)}`],
   ]);
 }

@@ -57,6 +57,7 @@ function showNotices(status) {
   if (refused) notices.push(['warn', refused]);
   if (nonEmptyText(process.drains_not_saved)) notices.push(['note', `Drains end with this process: ${process.drains_not_saved}`]);
   if (nonEmptyText(status.affinity?.not_saved)) notices.push(['note', `Ids of stored objects are forgotten when this process ends: ${status.affinity.not_saved}`]);
+  if (nonEmptyText(status.traces?.failing_since)) notices.push(['warn', `Traces are not delivered since ${formatTime(status.traces.failing_since)}: ${nonEmptyText(status.traces.last_error) ?? 'unknown'}`]);
   if (upgrade.length) notices.push(['note', `Takes effect with an upgrade: ${upgrade.join(', ')}`]);
   updateList($('notices'), notices, 'notice-item', notice => notice[1], (f, [level, text]) => {
     updateAttribute(f.root, 'data-level', level);

@@ -10,6 +10,7 @@ pub mod queue;
 pub mod refusals;
 pub mod shared;
 pub mod sinks;
+pub mod traces;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,7 @@ use self::queue::QueueStatus;
 use self::refusals::{RefusalsByStatus, RefusedClient};
 use self::shared::SharedStatus;
 use self::sinks::SinkStatus;
+use self::traces::TracesStatus;
 
 /// The response of `GET /api/status`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -56,6 +58,9 @@ pub struct StatusReport {
     pub refusals: Vec<RefusedClient>,
     /// Where records go; empty without a `record` block.
     pub sinks: Vec<SinkStatus>,
+    /// Where traces go; `null` without a `traces` block. Earlier versions do not send it.
+    #[serde(default)]
+    pub traces: Option<TracesStatus>,
     /// The certificates of listeners and the admin API, and those for backends that require one.
     pub certificates: Vec<CertificateStatus>,
     /// The credentials of backends whose end is known.

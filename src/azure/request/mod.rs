@@ -19,6 +19,7 @@ pub mod prompt_sample;
 pub(super) mod query;
 pub(super) mod reference_kind;
 pub mod references;
+pub mod route;
 pub mod session_model;
 pub mod socket_message;
 pub mod subprotocol;

@@ -41,6 +41,26 @@ pub enum Verdict {
     ClientError,
 }
 
+impl Verdict {
+    /// Its name in traces.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Throttled => "throttled",
+            Self::TooLargeForBackend => "too_large_for_backend",
+            Self::BackendFailure => "backend_failure",
+            Self::CredentialRejected => "credential_rejected",
+            Self::PermissionDenied => "permission_denied",
+            Self::DeploymentNotFound => "deployment_not_found",
+            Self::UnsupportedByBackend => "unsupported_by_backend",
+            Self::PromptTooLong => "prompt_too_long",
+            Self::NotOnThisResource => "not_on_this_resource",
+            Self::RetryElsewhere => "retry_elsewhere",
+            Self::ClientError => "client_error",
+        }
+    }
+}
+
 /// Whether [`judge_response`] needs the body of a response with this status.
 pub fn needs_body_to_judge(status: u16) -> bool {
     // Any 4xx can come from the content filter, and that must not be retried on another backend.

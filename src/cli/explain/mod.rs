@@ -154,7 +154,8 @@ fn explain_request(
     let now = Instant::now();
     let keyring = Keyring::offline(runtime);
     // The explained request is not recorded.
-    let recorder = Recorder::start(&Config { record: None, ..config.clone() }, &keyring, runtime)?;
+    let recorder =
+        Recorder::start(&Config { record: None, traces: None, ..config.clone() }, &keyring, runtime)?;
     let remembered = RememberedHomes::read(config);
     let process = match &remembered.homes {
         Some(homes) => ProcessState::with_homes(now, now, recorder, keyring, Arc::clone(homes)),

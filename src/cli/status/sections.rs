@@ -20,6 +20,7 @@ use crate::admin::status::queue::QueueStatus;
 use crate::admin::status::refusals::RefusedClient;
 use crate::admin::status::shared::SharedStatus;
 use crate::admin::status::sinks::SinkStatus;
+use crate::admin::status::traces::TracesStatus;
 use crate::admin::status::{BackendStatus, ClientStatus, StatusReport};
 use crate::cli::text::{Line, Style, in_words, in_words_ms, or_unknown, printable};
 
@@ -60,6 +61,7 @@ pub(super) fn overview_sections(status: &StatusReport, time: ReportTime, is_verb
         limits(status.limits.as_ref(), is_verbose),
         shared(status.shared.as_ref()),
         sinks(&status.sinks, time),
+        traces(status.traces.as_ref()),
         expiry(&status.certificates, &status.credentials),
         failed_reload(status.configuration.last_reload_error.as_deref()),
     ];
@@ -157,6 +159,21 @@ fn sinks(sinks: &[SinkStatus], time: ReportTime) -> Section {
         }
     }
     Section { table, notes }
+}
+
+/// Why traces do not arrive.
+fn traces(traces: Option<&TracesStatus>) -> Section {
+    let note = traces.and_then(|traces| {
+        let (since, error) = (traces.failing_since.as_deref()?, traces.last_error.as_deref()?);
+        let lost = traces.dropped_spans;
+        let text = format!(
+            "traces do not reach the collector since {}: {}; {lost} spans were dropped",
+            in_whole_seconds(since),
+            printable(error)
+        );
+        Some(Line::new(text, Style::Warning))
+    });
+    Section { table: Table::new(&[]), notes: note.into_iter().collect() }
 }
 
 /// The certificates and credentials that end soon, and the credentials that cannot be renewed.

@@ -24,6 +24,7 @@ mod shared;
 mod shared_redis;
 mod shed;
 mod timeouts;
+mod traces;
 mod websocket;
 
 use std::path::PathBuf;
@@ -31,7 +32,7 @@ use std::path::PathBuf;
 use super::schema::{AdminConfig, Config};
 use super::yaml::YamlNode;
 
-const TOP_LEVEL_KEYS: [&str; 22] = [
+const TOP_LEVEL_KEYS: [&str; 23] = [
     "listeners",
     "backends",
     "clients",
@@ -50,6 +51,7 @@ const TOP_LEVEL_KEYS: [&str; 22] = [
     "websocket",
     "prices",
     "record",
+    "traces",
     "key_vault",
     "shared",
     "admin",
@@ -78,6 +80,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
     let websocket = websocket::read_websocket(&root, requests.as_ref());
     let prices = root.read_optional("prices", |node| prices::read_prices(node, backends.as_ref()));
     let record = root.read_optional("record", record::read_record);
+    let traces = traces::read_traces(&root);
     let key_vault = credentials::read_key_vault(&root);
     let shared = shared_redis::read_shared(&root);
     let admin =
@@ -116,6 +119,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
         websocket: websocket?,
         prices: prices?,
         record: record?,
+        traces: traces?,
         key_vault: key_vault?,
         shared: shared?,
         admin: admin?,

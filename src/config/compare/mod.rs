@@ -308,6 +308,11 @@ mod tests {
                 "settings: shared.redis.url, shared.redis.password and shared.redis.prefix",
             ),
             (
+                "traces: { endpoint: 'https://a', headers: { x: one-secret } }".to_owned(),
+                "traces: { endpoint: 'https://b/c', headers: { x: two-secret }, forward: true }".to_owned(),
+                "settings: traces.endpoint, traces.headers and traces.forward",
+            ),
+            (
                 "shared: { redis: { url: 'redis://localhost:1' } }".to_owned(),
                 String::new(),
                 "settings: shared",

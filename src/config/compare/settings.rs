@@ -3,7 +3,7 @@
 use crate::config::schema::{
     AdminConfig, AffinityConfig, BreakerConfig, ClientsConfig, Config, CooldownConfig, KeyVaultConfig,
     LimitsConfig, QueueConfig, RecordConfig, RedisConfig, RequestsConfig, RetryConfig, ServerConfig,
-    ShedConfig, TimeoutsConfig, WebSocketConfig,
+    ShedConfig, TimeoutsConfig, TracesConfig, WebSocketConfig,
 };
 use crate::money::PriceList;
 
@@ -37,6 +37,7 @@ pub(super) fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
         websocket,
         prices,
         record,
+        traces,
         key_vault,
         shared,
         admin,
@@ -112,6 +113,19 @@ pub(super) fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
     add("websocket", websocket);
     add("prices", changed_block_keys(prices.as_ref(), after.prices.as_ref(), changed_price_keys));
     add("record", changed_block_keys(record.as_ref(), after.record.as_ref(), changed_record_keys));
+    let changed_traces_keys = |before: &TracesConfig, after: &TracesConfig| {
+        let mut keys = changed_keys!(TracesConfig, before, after, {
+            endpoint => "endpoint",
+            path => "endpoint",
+            sample => "sample",
+            headers => "headers",
+            forwards_context => "forward",
+            ca_file => "tls",
+        });
+        keys.dedup();
+        keys
+    };
+    add("traces", changed_block_keys(traces.as_ref(), after.traces.as_ref(), changed_traces_keys));
     let mut key_vault = changed_keys!(KeyVaultConfig, key_vault, after.key_vault, {
         identity => "credential",
         token_scope => "credential",

@@ -15,6 +15,7 @@ mod requests;
 mod retry;
 mod server;
 mod shared;
+mod traces;
 mod websocket;
 
 use std::collections::BTreeMap;
@@ -38,6 +39,7 @@ pub use requests::{ModelsSource, RequestsConfig};
 pub use retry::{BalancePolicy, BreakerConfig, CooldownConfig, RetryConfig, StreamHoldLimits};
 pub use server::{AdminAddress, AdminConfig, ServerConfig, TimeoutsConfig};
 pub use shared::{RedisConfig, RedisCredential};
+pub use traces::TracesConfig;
 pub use websocket::WebSocketConfig;
 
 use crate::money::PriceList;
@@ -83,6 +85,8 @@ pub struct Config {
     pub prices: Option<PriceList>,
     /// What is recorded of each request; `None` for nothing.
     pub record: Option<RecordConfig>,
+    /// Which requests are told to an OpenTelemetry collector; `None` for none.
+    pub traces: Option<TracesConfig>,
     /// How secrets are read from key vaults.
     pub key_vault: KeyVaultConfig,
     /// The Redis through which several instances act as one; `None` if this one is alone.

@@ -1,6 +1,7 @@
 //! Types for single values: each can only be made from valid input.
 
 mod allow_rule;
+mod authorities;
 mod certified_key;
 mod deployment_map;
 mod endpoint;
@@ -10,6 +11,7 @@ mod status_set;
 mod validity;
 
 pub use allow_rule::{AllowRule, PathPattern};
+pub use authorities::load_certificate_authorities;
 pub use certified_key::{CertifiedKey, CertifiedKeyError, CertifiedKeyFiles, certificate_expires_at};
 pub use deployment_map::DeploymentMap;
 pub use endpoint::Endpoint;

@@ -5,6 +5,7 @@
 pub struct Percentage(u8);
 
 impl Percentage {
+    pub(crate) const FIVE_PERCENT: Self = Self(5);
     pub(crate) const TWENTY_PERCENT: Self = Self(20);
     pub(crate) const FIFTY_PERCENT: Self = Self(50);
 

@@ -41,8 +41,10 @@ impl RetryState {
         let Some(current) = &mut self.current_attempt else { return };
         current.is_response_relayed = true;
         let status = header.status.as_u16();
+        let verdict = if status < 400 { Verdict::Success } else { Verdict::ClientError };
         if let Some(attempt) = self.attempt_records.last_mut() {
             attempt.status = Some(status);
+            attempt.verdict = Some(verdict);
             attempt.duration_ms = whole_millis(now.saturating_duration_since(current.started_at));
         }
         let Some(candidate) = self.admitted.pool.candidate(current.candidate_index) else { return };
@@ -59,7 +61,6 @@ impl RetryState {
         {
             deployment.answer_times.record(now.saturating_duration_since(current.started_at));
         }
-        let verdict = if status < 400 { Verdict::Success } else { Verdict::ClientError };
         self.gateway.learn_and_decide_outcome(
             &self.admitted,
             verdict,
@@ -327,6 +328,7 @@ impl RetryState {
         let retry_after = self.gateway.requested_wait(verdict, &header.headers);
         self.finish_attempt(now, |attempt| {
             attempt.status = Some(status);
+            attempt.verdict = Some(verdict);
             attempt.retry_after_ms = retry_after.map(whole_millis);
         })
     }

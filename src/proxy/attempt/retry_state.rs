@@ -14,6 +14,7 @@ use crate::gateway::{AdmittedRequest, FailureFlags, Gateway, Moment, UpstreamReq
 use crate::names::BackendName;
 use crate::record::affinity::AskAnswer;
 use crate::record::exchange::AttemptRecord;
+use crate::record::trace_context::SpanId;
 use crate::routing::attempt_outcome::AttemptOutcome;
 use crate::routing::headroom::SendTicket;
 use crate::routing::health::probe_permit::ProbePermit;
@@ -280,6 +281,8 @@ impl RetryState {
             time_to_response_head: None,
             duration_ms: 0,
             retry_after_ms: None,
+            verdict: None,
+            span_id: None,
         });
     }
 
@@ -324,6 +327,13 @@ impl RetryState {
     /// Sets the backend whose response the client gets; `None` changes nothing.
     pub(super) fn set_answering_target(&mut self, target: Option<AttemptTarget>) {
         self.current_or_last_target = target.or(self.current_or_last_target.take());
+    }
+
+    /// Records the id of the span of the current attempt, which its backend is told.
+    pub(in crate::proxy) fn note_span(&mut self, span_id: SpanId) {
+        if let Some(attempt) = self.attempt_records.last_mut() {
+            attempt.span_id = Some(span_id);
+        }
     }
 
     /// Takes the records of all attempts.

@@ -28,7 +28,7 @@ pub(in crate::proxy) struct ClientRequest {
     pub(in crate::proxy) peer_ip: Option<IpAddr>,
     /// The address of the client, which is another one if the peer is a trusted proxy.
     pub(in crate::proxy) client_ip: Option<IpAddr>,
-    /// What the header fields tell the record; empty without a `record` block.
+    /// What the header fields tell the record; without a `record` block at most the trace, if there are traces.
     pub(in crate::proxy) headers_for_record: ClientHeaders,
     /// The subject of the client certificate, until it is used to authenticate.
     pub(in crate::proxy) certificate_subject: Option<CertificateSubject>,

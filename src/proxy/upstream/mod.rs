@@ -13,3 +13,4 @@ pub mod probe;
 pub mod question;
 pub mod rechecks;
 pub mod stall_questions;
+pub(super) mod trace_headers;

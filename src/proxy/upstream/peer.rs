@@ -20,7 +20,6 @@ use tokio::time::timeout;
 
 use super::dns::EndpointAddresses;
 use crate::config::{self, BackendConfig, CertifiedKey, CertifiedKeyError, Config, certificate_expires_at};
-use crate::files::{MAX_CA_FILE_BYTES, read_file};
 use crate::gateway::LoadedCertificate;
 
 /// Maximum HTTP/2 streams per connection, unless the backend allows fewer. 100 is what Azure and most servers
@@ -252,12 +251,6 @@ pub(crate) fn tcp_keepalive(server: &config::ServerConfig) -> TcpKeepalive {
 /// # Errors
 /// If the file cannot be read or has no certificate.
 pub(in crate::proxy) fn load_ca_certificates(path: &Path) -> Result<Box<[X509]>, CertificateFileError> {
-    let to_ca_error = |problem: String| CertificateFileError { path: path.to_owned(), problem };
-    let pem = read_file(path, MAX_CA_FILE_BYTES).map_err(|error| to_ca_error(error.to_string()))?;
-    let not_pem = |_| to_ca_error("must be a PEM file of certificates".to_owned());
-    let authorities = X509::stack_from_pem(&pem).map_err(not_pem)?;
-    if authorities.is_empty() {
-        return Err(to_ca_error("has no PEM certificate".to_owned()));
-    }
-    Ok(authorities.into_boxed_slice())
+    let to_error = |problem| CertificateFileError { path: path.to_owned(), problem };
+    config::load_certificate_authorities(path).map_err(to_error)
 }

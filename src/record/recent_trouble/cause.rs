@@ -116,6 +116,8 @@ mod tests {
             time_to_response_head: None,
             duration_ms: 1,
             retry_after_ms: None,
+            verdict: None,
+            span_id: None,
         });
         TroubledRequest {
             request_id: "019".into(),

@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime};
 pub use self::backend_failures::BackendFailures;
 use self::fair_ring::{FairRing, Holder, RingLimits};
 pub use self::trouble_kind::TroubleKind;
+pub(super) use self::trouble_kind::is_slow;
 use super::affinity::AffinityRecord;
 use super::exchange::{AttemptRecord, ExchangeOutcome, FinishedExchange};
 use crate::names::{BackendName, ClientName, DeploymentName};
@@ -79,7 +80,7 @@ pub struct TroubledRequest {
 pub struct ForeignIds {
     /// The client's own id; `None` without a `record` block.
     pub client_request_id: Option<Box<str>>,
-    /// The id of its trace; `None` without a `record` block.
+    /// The id of its trace; `None` if it has none, or without the blocks `record` and `traces`.
     pub trace_id: Option<Box<str>>,
     /// The response header `apim-request-id`.
     pub apim_request_id: Option<Box<str>>,
@@ -89,7 +90,7 @@ impl ForeignIds {
     fn of(exchange: &FinishedExchange) -> Self {
         Self {
             client_request_id: exchange.client_headers.request_id.clone(),
-            trace_id: exchange.client_headers.trace_id.clone(),
+            trace_id: exchange.trace_id().map(|id| id.to_string().into()),
             apim_request_id: exchange.apim_request_id.as_deref().map(Box::from),
         }
     }

@@ -39,9 +39,7 @@ impl TroubleKind {
     /// The kind of an exchange; `None` if it went well.
     pub(in crate::record) fn of(exchange: &FinishedExchange) -> Option<Self> {
         let (outcome, status) = (exchange.outcome, exchange.client_status);
-        let is_slow = time_without_first_byte(exchange) > SLOW_FIRST_BYTE
-            || exchange.waited + exchange.queued > SLOW_WAIT;
-        Self::from_facts(outcome, status, exchange.attempts.len(), is_slow)
+        Self::from_facts(outcome, status, exchange.attempts.len(), is_slow(exchange))
     }
 
     fn from_facts(
@@ -57,6 +55,11 @@ impl TroubleKind {
             _ => is_slow.then_some(Self::Slow),
         }
     }
+}
+
+/// Whether the first byte of the response came late, or the request waited for a backend.
+pub(in crate::record) fn is_slow(exchange: &FinishedExchange) -> bool {
+    time_without_first_byte(exchange) > SLOW_FIRST_BYTE || exchange.waited + exchange.queued > SLOW_WAIT
 }
 
 /// How long the client had no byte of a response body.

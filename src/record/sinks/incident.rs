@@ -7,19 +7,19 @@ const MAX_REASONS: usize = 8;
 
 /// Why and since when a sink does not accept records.
 #[derive(Debug)]
-pub(super) struct DeliveryIncident {
+pub(in crate::record) struct DeliveryIncident {
     began_at: Instant,
     told_reasons: Vec<String>,
 }
 
 impl DeliveryIncident {
     /// An incident that begins now.
-    pub(super) fn new(now: Instant) -> Self {
+    pub(in crate::record) fn new(now: Instant) -> Self {
         Self { began_at: now, told_reasons: Vec::new() }
     }
 
     /// Whether this reason is to be told: it is new.
-    pub(super) fn is_news(&mut self, reason: &str) -> bool {
+    pub(in crate::record) fn is_news(&mut self, reason: &str) -> bool {
         let is_known = self.told_reasons.iter().any(|told| told == reason);
         if is_known || self.told_reasons.len() >= MAX_REASONS {
             return false;
@@ -29,7 +29,7 @@ impl DeliveryIncident {
     }
 
     /// How long it has lasted.
-    pub(super) fn lasted(&self, now: Instant) -> Duration {
+    pub(in crate::record) fn lasted(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.began_at)
     }
 }

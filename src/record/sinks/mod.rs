@@ -1,5 +1,6 @@
 //! The sinks that deliver records from the spool: a file of JSON lines, and Log Analytics.
 
-mod incident;
+pub(super) mod backoff;
+pub(super) mod incident;
 pub mod jsonl;
 pub mod log_analytics;

@@ -33,6 +33,7 @@ use crate::proxy::error_types::{ATTEMPTS_EXHAUSTED, CLIENT_GONE, RETRY_ELSEWHERE
 use crate::proxy::timer::Timer;
 use crate::proxy::upstream::connection::RequestBodyAvailability;
 use crate::proxy::upstream::headers::{self, BodyFraming};
+use crate::proxy::upstream::trace_headers;
 use crate::refusal::{Refusal, RefusalReason};
 
 /// Which upstream socket a turn runs on.
@@ -335,6 +336,8 @@ impl Turn {
                 &BodyFraming::None,
             )?;
             head.insert_header(name, secret.header_value.clone())?;
+            let client_headers = &self.shared.handshake_head.headers;
+            trace_headers::set_trace_headers(&mut head, client_headers, &mut self.context)?;
             Ok(head)
         };
         let head = head().map_err(failed)?;

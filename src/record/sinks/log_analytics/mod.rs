@@ -29,6 +29,7 @@ use crate::credentials::{RefreshedSecret, SecretValue};
 use crate::outbound::{OutboundClient, OutboundError, OutboundRequest, OutboundResponse};
 use crate::record::delivery;
 use crate::record::metrics::Metrics;
+use crate::record::sinks::backoff::Backoff;
 use crate::record::sinks::incident::DeliveryIncident;
 use crate::record::spool::{RecordBatch, SpoolRead, SpoolReader};
 use crate::routing::episodes::duration_in_words;
@@ -42,13 +43,6 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 /// The time limit of one upload.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// The delay after the first failure. It doubles with each further failure, up to [`MAX_BACKOFF`].
-const INITIAL_BACKOFF: Duration = Duration::from_secs(1);
-const MAX_BACKOFF: Duration = Duration::from_secs(60);
-/// The shortest delay after status 429 or 503, whatever `Retry-After` says.
-const MIN_RETRY_DELAY: Duration = Duration::from_millis(200);
-/// The longest `Retry-After` that is obeyed.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(3_600);
 /// How often a row with status 400 is tried again while no row was ever accepted: the data collection rule
 /// may be wrong rather than the row.
 const BAD_REQUEST_RETRIES_BEFORE_FIRST_DELIVERY: u32 = 5;
@@ -170,7 +164,8 @@ impl LogAnalyticsSink {
         for upload in split_into_uploads(&rows).into_iter().rev() {
             pending.push(upload);
         }
-        let (mut failures, mut has_renewed_token, mut remaining_deferrals) = (0, false, rows.len());
+        let (mut backoff, mut has_renewed_token, mut remaining_deferrals) =
+            (Backoff::default(), false, rows.len());
         while let Some(rows) = pending.pop() {
             let count = rows.len() as u64;
             match self.upload_or_abort(rows).await {
@@ -185,7 +180,7 @@ impl LogAnalyticsSink {
                     if !pending.is_empty() && self.must_stop_delivery() {
                         return Err(DeliveryAborted);
                     }
-                    (failures, has_renewed_token) = (0, false);
+                    (backoff, has_renewed_token) = (Backoff::default(), false);
                 }
                 UploadOutcome::TooLarge | UploadOutcome::BadRequest(_) if rows.len() > 1 => {
                     let (first, second) = rows.split_at(rows.len() / 2);
@@ -203,10 +198,10 @@ impl LogAnalyticsSink {
                 }
                 UploadOutcome::BadRequest(reason)
                     if !self.has_delivered_any_row
-                        && failures < BAD_REQUEST_RETRIES_BEFORE_FIRST_DELIVERY =>
+                        && backoff.failures() < BAD_REQUEST_RETRIES_BEFORE_FIRST_DELIVERY =>
                 {
                     pending.push(rows);
-                    self.wait_before_retry(&mut failures, None, reason, count).await?;
+                    self.wait_before_retry(&mut backoff, None, reason, count).await?;
                 }
                 UploadOutcome::BadRequest(reason) => self.write_dead_letters(rows, &reason),
                 UploadOutcome::ShutdownTimedOut => return Err(DeliveryAborted),
@@ -219,7 +214,7 @@ impl LogAnalyticsSink {
                     // A new token was rejected too. Another one is fetched only after the delay.
                     pending.push(rows);
                     self.wait_before_retry(
-                        &mut failures,
+                        &mut backoff,
                         None,
                         "401: the token of its identity is rejected".to_owned(),
                         count,
@@ -229,7 +224,7 @@ impl LogAnalyticsSink {
                 }
                 UploadOutcome::RetryLater(hint, reason) => {
                     pending.push(rows);
-                    self.wait_before_retry(&mut failures, hint, reason, count).await?;
+                    self.wait_before_retry(&mut backoff, hint, reason, count).await?;
                 }
             }
         }
@@ -239,7 +234,7 @@ impl LogAnalyticsSink {
     /// Waits before the next attempt, and logs a new reason once.
     async fn wait_before_retry(
         &mut self,
-        failures: &mut u32,
+        backoff: &mut Backoff,
         hint: Option<Duration>,
         reason: String,
         count: u64,
@@ -249,10 +244,7 @@ impl LogAnalyticsSink {
         if self.incident.get_or_insert_with(|| DeliveryIncident::new(Instant::now())).is_news(&reason) {
             error!("records stay in the spool: Log Analytics does not accept them: {reason}");
         }
-        let backoff = (INITIAL_BACKOFF * 2_u32.saturating_pow(*failures)).min(MAX_BACKOFF);
-        *failures = (*failures + 1).min(16);
-        let delay = hint
-            .map_or_else(|| backoff.mul_f64(0.5 + fastrand::f64() / 2.0), |hint| hint.min(MAX_RETRY_AFTER));
+        let delay = backoff.next_delay(hint);
         if self.must_stop_delivery() {
             return Err(DeliveryAborted);
         }
@@ -422,7 +414,7 @@ fn classify_response(response: &OutboundResponse) -> UploadOutcome {
         ),
         429 | 503 => {
             let hint = hints::cooldown_hint(&response.headers, SystemTime::now());
-            UploadOutcome::RetryLater(hint.map(|hint| hint.max(MIN_RETRY_DELAY)), response.status.to_string())
+            UploadOutcome::RetryLater(hint, response.status.to_string())
         }
         status => UploadOutcome::RetryLater(None, status.to_string()),
     }
