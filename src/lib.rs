@@ -11,6 +11,7 @@ pub mod credentials;
 pub mod demo;
 pub mod files;
 pub mod gateway;
+pub mod import_apim;
 pub mod money;
 pub mod names;
 pub mod outbound;

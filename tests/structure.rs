@@ -15,7 +15,7 @@ const MAX_LINES: usize = 500;
 const LAYERS: [&[&str]; 12] = [
     &["main"],
     &["cli"],
-    &["server"],
+    &["import_apim", "server"],
     &["admin"],
     &["proxy"],
     &["gateway"],

@@ -11,6 +11,7 @@ mod exit_code;
 mod explain;
 mod find;
 mod hidden_commands;
+mod import_apim;
 mod keys;
 mod log_limiter;
 mod logging;
@@ -42,6 +43,7 @@ use self::exit_code::{EXIT_FAILURE, EXIT_SUCCESS};
 use self::explain::ExplainArguments;
 use self::find::FindArguments;
 use self::hidden_commands::ReferenceForm;
+use self::import_apim::ImportArguments;
 use self::reload::ReloadArguments;
 use self::status::StatusArguments;
 use self::usage::UsageArguments;
@@ -80,6 +82,9 @@ enum Command {
     },
     /// Explain what would happen to a request, without sending it. Secrets may be missing.
     Explain(ExplainArguments),
+    /// Print a configuration that does what policies of Azure API Management do, with a comment for each thing that has no
+    /// counterpart.
+    ImportApim(ImportArguments),
     /// Try it without Azure or a configuration: simulated resources with the load balancer in front.
     Demo(demo::DemoArguments),
     /// Run simulated Azure OpenAI resources without the load balancer.
@@ -155,6 +160,7 @@ pub fn main() -> u8 {
         Command::Run { config, upgrade } => run::run(&config, upgrade),
         Command::Check { config, live } => check::run(&config, live),
         Command::Explain(arguments) => explain::run(arguments),
+        Command::ImportApim(arguments) => import_apim::run(&arguments),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Simulate { config } => simulate::run(&config),
         Command::Keys(KeysCommand::New { client }) => keys::run(&client),

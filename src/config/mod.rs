@@ -22,6 +22,7 @@ mod yaml;
 
 pub(crate) use changes::join_shortened;
 pub use changes::{ChangedEntry, ConfigChanges, ListChanges};
+pub(crate) use check::{is_api_version, reserved_header_reason};
 pub use compare::compare_configs;
 pub use environment::{Environment, VariableChange};
 pub use error::{ConfigError, ConfigProblem, Severity, problem_report};

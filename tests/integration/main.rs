@@ -42,6 +42,7 @@ mod homes;
 mod http1_semantics;
 mod http2;
 mod http2_framing;
+mod import_apim;
 mod journal;
 mod limits;
 mod limits_upgrade;

@@ -29,6 +29,9 @@ mod websocket;
 
 use std::path::PathBuf;
 
+pub(crate) use self::requests::reserved_header_reason;
+pub(crate) use self::shared::is_api_version;
+
 use super::schema::{AdminConfig, Config};
 use super::yaml::YamlNode;
 

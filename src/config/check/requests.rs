@@ -165,7 +165,7 @@ fn parse_changeable_header_name(
 }
 
 /// Why a header cannot be set or removed by the configuration. Hop-by-hop headers: RFC 9110 section 7.6.1.
-fn reserved_header_reason(name: &str) -> Option<&'static str> {
+pub(crate) fn reserved_header_reason(name: &str) -> Option<&'static str> {
     match name {
         "host" => Some("cannot be changed: the host is that of the backend's endpoint"),
         "content-length" | "transfer-encoding" => {

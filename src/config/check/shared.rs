@@ -18,23 +18,29 @@ pub(super) const RECORDED_CONTENT_WORDS: [(&str, RecordedContent); 3] = [
     ("none", RecordedContent::None),
 ];
 
-/// Reads an `api-version` of the classic API: `YYYY-MM-DD` or `YYYY-MM-DD-preview`.
+/// Reads an `api-version` of the classic API.
 pub(super) fn read_api_version(node: &YamlNode<'_, '_>) -> Option<String> {
     node.read_parsed(|text| {
-        let date = text.strip_suffix("-preview").unwrap_or(text);
-        let is_digits = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
-        let parts: Vec<&str> = date.split('-').collect();
-        let is_date = match parts[..] {
-            [year, month, day] => {
-                parts.iter().all(|part| is_digits(part))
-                    && (year.len(), month.len(), day.len()) == (4, 2, 2)
-                    && ("01"..="12").contains(&month)
-                    && ("01"..="31").contains(&day)
-            }
-            _ => false,
-        };
-        is_date.then(|| text.to_owned()).ok_or("must be a version such as 2024-10-21 or 2025-03-01-preview")
+        is_api_version(text)
+            .then(|| text.to_owned())
+            .ok_or("must be a version such as 2024-10-21 or 2025-03-01-preview")
     })
+}
+
+/// Whether it is an `api-version` of the classic API: `YYYY-MM-DD` or `YYYY-MM-DD-preview`.
+pub(crate) fn is_api_version(text: &str) -> bool {
+    let date = text.strip_suffix("-preview").unwrap_or(text);
+    let is_digits = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
+    let parts: Vec<&str> = date.split('-').collect();
+    match parts[..] {
+        [year, month, day] => {
+            parts.iter().all(|part| is_digits(part))
+                && (year.len(), month.len(), day.len()) == (4, 2, 2)
+                && ("01"..="12").contains(&month)
+                && ("01"..="31").contains(&day)
+        }
+        _ => false,
+    }
 }
 
 /// Reads the name of a backend or client. It becomes a label of metrics and part of paths of the admin API.
