@@ -39,7 +39,7 @@ fn in_percent(share: f64) -> String {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::text::Palette;
+    use crate::cli::text::Palette;
     use super::*;
 
     #[test]

@@ -43,7 +43,7 @@ mod tests {
 
     use super::super::plain;
     use super::super::testing;
-    use super::super::text::Palette;
+    use crate::cli::text::Palette;
     use crate::admin::status::StatusReport;
 
     #[test]
