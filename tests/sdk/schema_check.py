@@ -32,6 +32,16 @@ RIGHT = [
 ]
 
 
+class Loader(yaml.SafeLoader):
+    """Reads a date as text, as YAML 1.2 does."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def main():
     schema_file, *files = sys.argv[1:]
     with open(schema_file) as file:
@@ -41,11 +51,11 @@ def main():
     failed = False
 
     def problems_of(text):
-        return sorted(".".join(map(str, error.absolute_path)) for error in validator.iter_errors(yaml.safe_load(text)))
+        return sorted(".".join(map(str, error.absolute_path)) for error in validator.iter_errors(yaml.load(text, Loader)))
 
     for name in files:
         with open(name) as file:
-            problems = list(validator.iter_errors(yaml.safe_load(file)))
+            problems = list(validator.iter_errors(yaml.load(file, Loader)))
         for problem in problems:
             print(f"{name}: {'.'.join(map(str, problem.absolute_path))}: {problem.message}")
         failed = failed or bool(problems)

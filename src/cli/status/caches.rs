@@ -39,8 +39,8 @@ fn in_percent(share: f64) -> String {
 mod tests {
     use serde_json::{Value, json};
 
-    use crate::cli::text::Palette;
     use super::*;
+    use crate::cli::text::Palette;
 
     #[test]
     fn deployments_that_are_balanced_by_their_caches_are_shown_and_in_detail_others() {

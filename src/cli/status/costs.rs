@@ -43,8 +43,8 @@ mod tests {
 
     use super::super::plain;
     use super::super::testing;
-    use crate::cli::text::Palette;
     use crate::admin::status::StatusReport;
+    use crate::cli::text::Palette;
 
     #[test]
     fn the_client_that_has_cost_most_is_first() {

@@ -35,6 +35,13 @@ entra:
 limits:
   default: { requests_per_minute: 1, tokens_per_minute: 1, tokens_per_day: 1, tokens_per_month: 1, in_flight: 1, deployments: { d: { requests_per_minute: 1, tokens_per_minute: 1, tokens_per_day: 1, tokens_per_month: 1, in_flight: 1 } } }
 shed: { batch: 80%, standard: 95%, interactive: 99% }
+pools: { d: { balance: prompt_cache } }
+traces: { endpoint: http://127.0.0.1:1, sample: 5%, headers: { a: b }, forward: true, tls: { ca: a.pem } }
+prices:
+  currency: USD
+  rows:
+    - { deployment: d, backend: a, service_tier: flex, from: 2026-01-01, input: 1, cached: 1, cache_write: 1, output: 1, audio_input: 1, audio_cached: 1, audio_output: 1 }
+    - { model: m, per_image: 1, per_minute: 1 }
 queue: { wait: 5s, requests: 1, body_memory: 1MiB }
 requests: { set_headers: { X-A: b }, remove_headers: [X-C], home: a }
 record:
@@ -61,6 +68,7 @@ clients:
   - { name: c, entra: { app_ids: [a], roles: [r] }, certificates: ["CN=a"] }
   - { name: d, keys: [ { sha256: a } ], limits: { deployments: { d: { requests_per_minute: 1, tokens_per_minute: 1, tokens_per_day: 1, tokens_per_month: 1, in_flight: 1 } } } }
 key_vault: { credential: { entra: { client_secret: { tenant: t, client_id: c, secret: s } } } }
+prices: { file: prices.yaml }
 shared: { redis: { url: "redis://a", password: { key_vault: https://a/secrets/b } } }
 admin: { address: 127.0.0.1:2, token: { key_vault: https://a/secrets/b } }
 "#,
