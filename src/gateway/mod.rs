@@ -26,6 +26,7 @@ mod process_state;
 mod prompt_route;
 mod queue;
 mod rates_keeper;
+mod records;
 mod rejections;
 mod request_affinity;
 mod requested_call;
@@ -41,7 +42,6 @@ mod shared_sends;
 mod upstream_request;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use http::header::UPGRADE;
@@ -58,10 +58,8 @@ use crate::azure::request::subprotocol::subprotocol_keys;
 use crate::azure::response::verdict;
 use crate::azure::response::verdict::Verdict;
 use crate::azure::{DeploymentSource, Operation, RequestTarget, is_non_idempotent_create};
-use crate::config::{self, Config, OwnerPolicy, RecordedContent, StreamUsageMode};
+use crate::config::{self, Config, OwnerPolicy, StreamUsageMode};
 use crate::names::{BackendName, CertificateSubject, DeploymentName};
-use crate::record::exchange::{CapturePolicy, FinishedExchange};
-use crate::record::writer::WriteReceipt;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::routing::homes::KnownResources;
 use crate::routing::pool::{BackendPool, Candidate};
@@ -88,10 +86,6 @@ pub use self::shared_homes::SharedHomes;
 pub use self::shared_rests::{ProbeLead, SharedPart, SharedRests};
 pub use self::upstream_request::UpstreamRequest;
 pub use crate::routing::health::breaker::FailureFlags;
-
-/// How much text is captured beyond the limit of a record, so that a pattern to redact is found whole if
-/// it crosses the limit.
-const EXTRA_CAPTURE_FOR_REDACTION_BYTES: usize = 16 * 1024;
 
 static API_KEY_HEADER: HeaderName = HeaderName::from_static("api-key");
 static SUBSCRIPTION_KEY_HEADER: HeaderName = HeaderName::from_static("ocp-apim-subscription-key");
@@ -390,65 +384,6 @@ impl Gateway {
     /// How long a client is told to wait if no backend has said.
     pub fn default_client_retry_after(&self) -> Duration {
         self.cooldown_config.default_duration
-    }
-
-    /// What is captured for the record of a request of this client.
-    pub fn capture_policy(&self, client: Option<&Client>) -> CapturePolicy {
-        let Some(record) = &self.record_config else { return CapturePolicy::default() };
-        let content =
-            client.and_then(|client| client.recorded_content_override).unwrap_or(record.recorded_content);
-        let max_bytes = usize::try_from(record.max_content_bytes).unwrap_or(usize::MAX);
-        let overlap =
-            if record.redaction_patterns.is_empty() { 0 } else { EXTRA_CAPTURE_FOR_REDACTION_BYTES };
-        CapturePolicy {
-            captures_prompt: content != RecordedContent::None,
-            captures_completion: content == RecordedContent::Full,
-            max_text_bytes: max_bytes,
-            max_buffered_text_bytes: max_bytes.saturating_add(overlap),
-            estimates_tokens: true,
-        }
-    }
-
-    /// Whether a record is kept of each request.
-    pub fn keeps_records(&self) -> bool {
-        self.record_config.is_some()
-    }
-
-    /// How traces are made; `None` if there are none.
-    pub fn traces_config(&self) -> Option<&config::TracesConfig> {
-        self.traces_config.as_ref()
-    }
-
-    /// Counts a finished request and, if records are kept, queues its record. Call it once for each
-    /// request, and [`Gateway::wake_record_writer`] after it. The receipt tells when the record is written.
-    pub fn count_and_queue_record(
-        &self,
-        exchange: Box<FinishedExchange>,
-        policy: CapturePolicy,
-    ) -> Option<WriteReceipt> {
-        self.process_state.requests_finished.fetch_add(1, Ordering::Relaxed);
-        self.process_state.recorder.enqueue(exchange, policy)
-    }
-
-    /// Has the queued records written.
-    pub fn wake_record_writer(&self) {
-        self.process_state.recorder.wake_writer();
-    }
-
-    /// Counts a request whose framing or header fields are malformed.
-    pub fn count_malformed_request(&self) {
-        self.process_state.recorder.metrics().malformed_requests.inc();
-    }
-
-    /// Counts a response whose last bytes were sent before its record was written.
-    pub fn count_late_record(&self) {
-        self.process_state.recorder.metrics().count_records("spool", "late", 1);
-    }
-
-    /// Ends a request: the client has its whole response, or has gone.
-    pub fn on_request_finished(&self) {
-        self.wake_record_writer();
-        self.process_state.requests_in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Whether the configuration lists a deployment.

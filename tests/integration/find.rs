@@ -354,7 +354,7 @@ fn an_id_that_is_not_found_ends_with_1_and_what_was_searched() {
     let output = find(&["id", "-c", "/no/such/file"]);
     assert!(output.status.code() == Some(1) && to_text(&output.stderr).contains("/no/such/file"));
     let page = to_text(&Command::new(env!("CARGO_BIN_EXE_aoai-lb")).arg("man").output().unwrap().stdout);
-    assert!(page.contains(".SH \"FIND\"") && page.contains("\\-\\-content"), "{page}");
+    assert!(page.contains(".SS find\n") && page.contains("\\-\\-content"), "{page}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@
 //! leads to, and `final_response.rs` makes the response that follows the last attempt.
 
 mod affinity;
+mod best_response;
 pub(super) mod deadline;
 pub(super) mod exchange;
 mod exchange_failure;

@@ -55,7 +55,7 @@ pub(in crate::proxy) struct RetryState {
     /// response the client gets.
     current_or_last_target: Option<AttemptTarget>,
     /// The most useful held response so far, which the client gets if no attempt succeeds.
-    best_response: Option<HeldResponse>,
+    pub(super) best_response: Option<HeldResponse>,
     /// How long the request has waited for the resource that has what it refers to.
     pub(super) home_wait: Duration,
     /// The indexes of the resources that were asked for it, with their answers.
@@ -462,30 +462,6 @@ impl RetryState {
     /// Records that a candidate has said that it does not have the deployment.
     pub(super) fn note_missing_deployment(&mut self, candidate_index: usize) {
         self.candidates_without_deployment.push(candidate_index);
-    }
-
-    /// Keeps this response if it is more useful to the client than the best one so far. Of two that are
-    /// equally useful it keeps the later, except while resources are asked for an object: what the first one says is
-    /// as good as what the others say.
-    pub(super) fn keep_best_response(&mut self, held: HeldResponse) {
-        let is_better = match &self.best_response {
-            None => true,
-            Some(best) if best.usefulness_rank() == held.usefulness_rank() => {
-                self.admitted.search().is_none()
-            }
-            Some(best) => held.usefulness_rank() < best.usefulness_rank(),
-        };
-        if is_better {
-            self.best_response = Some(held);
-        }
-    }
-
-    pub(super) fn has_best_response(&self) -> bool {
-        self.best_response.is_some()
-    }
-
-    pub(super) fn take_best_response(&mut self) -> Option<HeldResponse> {
-        self.best_response.take()
     }
 
     /// Ends the current attempt, if there is one, at the end of the request.
