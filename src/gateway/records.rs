@@ -41,7 +41,7 @@ impl Gateway {
     }
 
     /// Counts a finished request and, if records are kept, queues its record. Call it once for each
-    /// request, and [`Gateway::wake_record_writer`] after it. The receipt tells when the record is written.
+    /// request, and [`Gateway::wake_record_writer`] after it. The receipt resolves when the record is written.
     pub fn count_and_queue_record(
         &self,
         exchange: Box<FinishedExchange>,

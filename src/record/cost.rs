@@ -88,7 +88,7 @@ impl ResponseCost {
     }
 }
 
-/// What a response is billed for; `None` if it tells nothing about it.
+/// What a response is billed for; `None` if it does not say.
 fn billed_units(operation: Operation, capture: &ResponseCapture) -> Option<BilledUnits> {
     let usage = capture.usage.unwrap_or_default();
     let units = BilledUnits {

@@ -12,7 +12,7 @@ pub const SPOOL: &str = "spool";
 pub const JSONL: &str = "jsonl";
 /// The sink that sends rows to Log Analytics.
 pub const LOG_ANALYTICS: &str = "log_analytics";
-/// The exporter of traces, which is no sink of records but whose delivery is told like theirs.
+/// The exporter of traces, which is no sink of records but whose delivery is reported like theirs.
 pub const TRACES: &str = "traces";
 
 /// How many of the last minutes dropped records are counted for.

@@ -79,7 +79,7 @@ pub struct AttemptRecord {
     pub retry_after_ms: Option<u64>,
     /// What the response means; `None` if there was none.
     pub verdict: Option<Verdict>,
-    /// The id of its span, if the backend was told; `None` if it has none yet.
+    /// The id of its span, if the backend got it; `None` if it has none yet.
     pub span_id: Option<SpanId>,
 }
 
@@ -97,7 +97,7 @@ impl AttemptRecord {
     }
 }
 
-/// How a request was routed by its prompt, as the record tells it.
+/// How a request was routed by its prompt, as the record has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheRecord {
     /// The key of the prompt.

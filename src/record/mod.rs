@@ -248,7 +248,7 @@ impl Recorder {
         Some(TracesState { queued, delivery: self.metrics.deliveries.get(delivery::TRACES)?.state() })
     }
 
-    /// Tells the exporter of traces where the backends are after a reload.
+    /// Gives the exporter of traces the backends after a reload.
     pub fn set_traced_backends(&self, before: &Config, after: &Config) {
         if let Some(traces) = &self.traces_control {
             traces.set_backends(before, after);

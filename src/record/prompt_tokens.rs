@@ -41,7 +41,7 @@ impl Sum for PromptTokens {
 #[derive(Debug)]
 pub struct PromptTokenStatistics {
     started_at: Instant,
-    /// Deployments, by the client's name, whose backends have told how many tokens they have written to a cache.
+    /// Deployments, by the client's name, whose backends have reported tokens that were written to a cache.
     billing_writes: ArcSwap<HashSet<DeploymentName>>,
     /// By deployment, then by backend, so that neither name is cloned to look one up.
     counted: Mutex<HashMap<DeploymentName, HashMap<BackendName, RecentTokens>>>,
@@ -61,7 +61,7 @@ struct MinuteTokens {
 }
 
 impl PromptTokens {
-    /// The tokens of a response; `None` if it tells no input tokens.
+    /// The tokens of a response; `None` if it reports no input tokens.
     pub fn of(usage: &TokenUsage) -> Option<Self> {
         let input = usage.input?;
         let cached = usage.cached.unwrap_or(0).min(input);
@@ -120,7 +120,7 @@ impl PromptTokenStatistics {
         minute.tokens.add(tokens);
     }
 
-    /// Notes that a backend has told for this deployment how many tokens it has written to a cache.
+    /// Notes that a backend has reported, for this deployment, tokens that were written to a cache.
     pub(super) fn note_billed_writes(&self, deployment: &DeploymentName) {
         if !self.bills_cache_writes(deployment) {
             self.billing_writes.rcu(|known| {
@@ -131,7 +131,7 @@ impl PromptTokenStatistics {
         }
     }
 
-    /// Whether writing to the prompt cache is billed for this deployment, as far as its backends have told.
+    /// Whether writing to the prompt cache is billed for this deployment, as far as its backends have reported.
     pub fn bills_cache_writes(&self, deployment: &DeploymentName) -> bool {
         self.billing_writes.load().contains(deployment)
     }

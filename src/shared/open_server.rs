@@ -10,7 +10,7 @@ use super::server_connection::ServerConnection;
 
 /// A server to which there is a connection, which has been tried.
 pub(super) struct OpenServer {
-    /// The connection to the server, or to the node of the cluster that tells of the others.
+    /// The connection to the server, or to the node of the cluster that describes the others.
     pub(super) open: OpenConnection,
     /// What commands are sent with.
     pub(super) connection: ServerConnection,

@@ -41,7 +41,7 @@ async fn all_instances_are_shown_with_their_sum_unless_that_is_not_known() {
         }
     })
     .await;
-    // One of an earlier version, which tells less. It registers now.
+    // One of an earlier version, which reports less. It registers now.
     let register = "local now = redis.call('TIME') return redis.call('HSET', KEYS[1], 'earlier', \
                     now[1] .. '000 {\"name\":\"vm-0/1\",\"version\":\"0.0.1\",\"requests_per_second\":2.5}')";
     poll("it is left out of the sum", async || {

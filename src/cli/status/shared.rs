@@ -25,7 +25,7 @@ pub(super) fn instance_table(shared: &SharedStatus) -> Table {
     table
 }
 
-/// The name of an instance, or its id, and whether it is the one that tells.
+/// The name of an instance, or its id, and whether it is the one that answers.
 pub(super) fn instance_name(instance: &InstanceStatus) -> String {
     let name = if instance.name.is_empty() { &instance.id } else { &instance.name };
     let this_one = if instance.is_self { " (this one)" } else { "" };

@@ -55,7 +55,7 @@ pub(super) fn read_prices(node: &YamlNode<'_, '_>, backends: Option<&PartialBack
     }
 }
 
-/// Reads the file of prices. Its problems are told with its own lines.
+/// Reads the file of prices. Its problems have its own lines.
 fn read_price_file(node: &YamlNode<'_, '_>, backends: Option<&PartialBackends>) -> Option<PriceList> {
     let path = node.read_file_path()?;
     let text = match read_text_file(&path, MAX_BYTES) {
@@ -159,7 +159,7 @@ fn read_service_tier(node: &YamlNode<'_, '_>) -> Option<String> {
     if !is_standard_tier(&tier) && !KNOWN_TIERS.contains(&tier.as_str()) {
         node.report_warning(
             "is no service tier that responses are known to name: default, flex, priority or scale. Prices of a \
-             deployment type, such as a data zone, are told apart by deployment or backend",
+             deployment type, such as a data zone, differ by deployment or backend",
         );
     }
     Some(tier)

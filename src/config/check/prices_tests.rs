@@ -132,7 +132,7 @@ fn rows_that_never_apply_and_deployments_without_a_row_are_warnings() {
             &with("{ model: mini, input: 1, service_tier: batch }"),
             &[
                 "prices.rows[1].service_tier: is no service tier that responses are known to name: default, flex, \
-                 priority or scale. Prices of a deployment type, such as a data zone, are told apart by deployment \
+                 priority or scale. Prices of a deployment type, such as a data zone, differ by deployment \
                  or backend",
             ],
         ),

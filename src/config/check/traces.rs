@@ -58,8 +58,8 @@ fn check_tls(map: &YamlMapping<'_, '_>, config: &TracesConfig) -> Option<()> {
     Some(())
 }
 
-/// Parses `https://HOST[:PORT][/PATH]`. Returns the server and the whole path of requests. What is wrong is told
-/// without repeating the text, which may have a secret in it.
+/// Parses `https://HOST[:PORT][/PATH]`. Returns the server and the whole path of requests. Errors do not repeat
+/// the text, which may have a secret in it.
 fn parse_collector_url(text: &str) -> Result<(Endpoint, String), &'static str> {
     const EXPECTED: &str = "must be a URL such as http://127.0.0.1:4318";
     if text.contains(['?', '#']) {

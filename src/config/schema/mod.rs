@@ -85,7 +85,7 @@ pub struct Config {
     pub prices: Option<PriceList>,
     /// What is recorded of each request; `None` for nothing.
     pub record: Option<RecordConfig>,
-    /// Which requests are told to an OpenTelemetry collector; `None` for none.
+    /// Which requests are exported to an OpenTelemetry collector; `None` for none.
     pub traces: Option<TracesConfig>,
     /// How secrets are read from key vaults.
     pub key_vault: KeyVaultConfig,

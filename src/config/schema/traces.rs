@@ -1,4 +1,4 @@
-//! `traces`: which requests are told to an OpenTelemetry collector.
+//! `traces`: which requests are exported to an OpenTelemetry collector.
 
 use std::path::PathBuf;
 

@@ -354,7 +354,7 @@ impl<'e> Recogniser<'_, 'e> {
         true
     }
 
-    /// Adds the clients that the policies do not name: whoever has a token, or a subscription.
+    /// Adds the clients that the policies do not name: any that has a token or a subscription.
     fn add_clients(&mut self) {
         let mut names: HashSet<String> =
             self.plan.clients.iter().map(|client| client.name.to_ascii_lowercase()).collect();

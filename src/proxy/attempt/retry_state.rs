@@ -329,7 +329,7 @@ impl RetryState {
         self.current_or_last_target = target.or(self.current_or_last_target.take());
     }
 
-    /// Records the id of the span of the current attempt, which its backend is told.
+    /// Records the id of the span of the current attempt, which its backend gets.
     pub(in crate::proxy) fn note_span(&mut self, span_id: SpanId) {
         if let Some(attempt) = self.attempt_records.last_mut() {
             attempt.span_id = Some(span_id);

@@ -113,7 +113,7 @@ impl TracesControl {
         self.shutdown_sender.send_replace(true);
     }
 
-    /// Tells where backends are from now on. Those of the configuration before are still known, for the requests that
+    /// Sets where backends are from now on. Those of the configuration before are still known, for the requests that
     /// have begun with it.
     pub(super) fn set_backends(&self, before: &Config, after: &Config) {
         self.places.store(Arc::new(BackendPlaces::of(&[before, after])));

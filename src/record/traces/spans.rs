@@ -202,7 +202,7 @@ impl TracedRequest {
         is_last && exchange.answering_backend.is_some() && exchange.attempts.last().is_some_and(is_success)
     }
 
-    /// Adds what the response of an attempt tells.
+    /// Adds what is known of the response of an attempt.
     fn add_answer(&self, attempt: &AttemptRecord, attributes: &mut Attributes) {
         let (exchange, answer) = (&self.exchange, &self.answer);
         let upstream = exchange.upstream_deployment.as_ref().map(DeploymentName::as_str);

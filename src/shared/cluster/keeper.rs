@@ -22,12 +22,12 @@ const LAYOUT_INTERVAL: Duration = Duration::from_secs(5);
 /// The shortest time between two readings.
 const LAYOUT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The cluster, for as long as the connection to the node that told of it lasts. Dropped, it closes all connections.
+/// The cluster, for as long as the connection to the node that described it lasts. Dropped, it closes all connections.
 pub(in crate::shared) struct ClusterKeeper {
     access: Arc<ServerAccess>,
     nodes: Arc<ClusterNodes>,
     layout: Layout,
-    /// The host of the node that tells of the cluster.
+    /// The host of the node that describes the cluster.
     host: String,
     tasks: Vec<NodeTask>,
 }

@@ -29,7 +29,7 @@ pub(super) struct ChatCompletion {
     /// Tokens of all choices, and of the reasoning.
     pub(super) output_tokens: u64,
     reasoning_tokens: u64,
-    /// Told only if the request names a tier.
+    /// Present only if the request names a tier.
     service_tier: Option<ServiceTier>,
 }
 
