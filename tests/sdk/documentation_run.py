@@ -1,4 +1,4 @@
-"""Runs the snippets of the documentation and of the demo as they are printed, with the address of a running demo.
+"""Runs the snippets of the documentation and of the demo as they are printed, with the address of a running balancer.
 
     python3 tests/sdk/documentation_run.py [target/debug/aoai-lb]
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 
 import environments
+from affinity_stack import AffinityStack
 from demo import running_demo
 from suite_process import TestReport
 
@@ -84,17 +85,28 @@ def run_documentation_snippets(binary, report):
     run_schema_check(report)
     with running_demo(binary) as demo:
         run_printed_conversation(demo, report)
-        count = 0
-        for page, heading, language, code in snippets():
-            count += 1
-            assert PRINTED_ADDRESS in code, f"{page}, {heading}: no address of the balancer:\n{code}"
-            code = code.replace(PRINTED_ADDRESS, demo.listen)
-            with tempfile.TemporaryDirectory(prefix="aoai-lb-snippet-") as directory:
-                completed = RUNNERS[language](code, {"AOAI_LB_KEY": demo.key}, directory)
-            is_right = completed.returncode == 0 and EXPECTED in completed.stdout
-            problem = None if is_right else f"exit code {completed.returncode}\n{code}\n{completed.stdout}\n{completed.stderr}"
-            report.add(f"documentation: {page}, {heading}, {language}", problem)
-        report.add("documentation: snippets", None if count >= 9 else f"only {count} were found")
+    with tempfile.TemporaryDirectory(prefix="aoai-lb-documentation-") as directory:
+        # Its resources throttle nobody.
+        stack = AffinityStack(binary, Path(directory))
+        stack.add_client("reader")
+        with stack:
+            count = 0
+            for page, heading, language, code in snippets():
+                count += 1
+                problem = run_snippet(code, language, stack.url("alone").removeprefix("http://"), stack.keys["reader"])
+                report.add(f"documentation: {page}, {heading}, {language}", problem)
+            report.add("documentation: snippets", None if count >= 9 else f"only {count} were found")
+
+
+def run_snippet(code, language, address, key):
+    """What is wrong with a snippet; None if it works."""
+    if PRINTED_ADDRESS not in code:
+        return f"no address of the balancer:\n{code}"
+    code = code.replace(PRINTED_ADDRESS, address)
+    with tempfile.TemporaryDirectory(prefix="aoai-lb-snippet-") as directory:
+        completed = RUNNERS[language](code, {"AOAI_LB_KEY": key}, directory)
+    is_right = completed.returncode == 0 and EXPECTED in completed.stdout
+    return None if is_right else f"exit code {completed.returncode}\n{code}\n{completed.stdout}\n{completed.stderr}"
 
 
 def run_schema_check(report):
