@@ -386,7 +386,8 @@ impl Metrics {
         now: Instant,
     ) {
         let Some(tokens) = PromptTokens::of(usage) else { return };
-        for (kind, count) in tokens.by_kind() {
+        let is_reported = |kind| kind != "written" || usage.cache_write.is_some();
+        for (kind, count) in tokens.by_kind().into_iter().filter(|(kind, _)| is_reported(*kind)) {
             self.prompt_tokens_by_kind.with_label_values(&[label, kind]).inc_by(count);
         }
         let deployment = exchange.requested_deployment.as_ref().filter(|_| exchange.is_deployment_known);

@@ -53,6 +53,17 @@ struct RecentTokens {
     minutes: [MinuteTokens; WINDOW_MINUTES],
 }
 
+impl RecentTokens {
+    /// Counts tokens in the minute of this number.
+    fn add(&mut self, number: u64, tokens: PromptTokens) {
+        let Some(minute) = self.minutes.get_mut((number % WINDOW_MINUTES as u64) as usize) else { return };
+        if minute.number != number {
+            *minute = MinuteTokens { number, tokens: PromptTokens::default() };
+        }
+        minute.tokens.add(tokens);
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 struct MinuteTokens {
     /// From 1; 0 is unused.
@@ -103,21 +114,11 @@ impl PromptTokenStatistics {
     ) {
         let number = self.minute(now);
         let mut counted = self.lock();
-        if !counted.contains_key(deployment) {
-            counted.insert(deployment.clone(), HashMap::new());
+        if let Some(recent) = counted.get_mut(deployment).and_then(|backends| backends.get_mut(backend)) {
+            return recent.add(number, tokens);
         }
-        let Some(backends) = counted.get_mut(deployment) else { return };
-        if !backends.contains_key(backend) {
-            backends.insert(backend.clone(), RecentTokens::default());
-        }
-        let minute = backends
-            .get_mut(backend)
-            .and_then(|recent| recent.minutes.get_mut((number % WINDOW_MINUTES as u64) as usize));
-        let Some(minute) = minute else { return };
-        if minute.number != number {
-            *minute = MinuteTokens { number, tokens: PromptTokens::default() };
-        }
-        minute.tokens.add(tokens);
+        let backends = counted.entry(deployment.clone()).or_default();
+        backends.entry(backend.clone()).or_default().add(number, tokens);
     }
 
     /// Notes that a backend has reported, for this deployment, tokens that were written to a cache.

@@ -175,7 +175,8 @@ fn state_style(state: Option<&str>) -> Style {
 fn states_note(total: &Total) -> Line {
     let states: Vec<String> =
         total.states.iter().map(|count| format!("{} {}", count.instances, count.state)).collect();
-    let states = if states.is_empty() { "no instance reports its state".to_owned() } else { states.join(", ") };
+    let states =
+        if states.is_empty() { "no instance reports its state".to_owned() } else { states.join(", ") };
     Line::plain(states)
 }
 
