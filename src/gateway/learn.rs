@@ -119,10 +119,10 @@ impl Gateway {
             Verdict::NotOnThisResource => Some(AttemptOutcome::NotOnThisResource),
             Verdict::PromptTooLong => Some(AttemptOutcome::TierCannotServe),
             Verdict::Throttled if admitted.routed_operation().is_flex => {
-                Some(AttemptOutcome::Throttled(self.begin_flex_cooldown(admitted, candidate, headers, now)))
+                Some(AttemptOutcome::Throttled(self.begin_cooldown(admitted, candidate, true, headers, now)))
             }
             Verdict::Throttled => {
-                let until = self.begin_cooldown(admitted, candidate, headers, now);
+                let until = self.begin_cooldown(admitted, candidate, false, headers, now);
                 // A failure with `retry-after` is a cooldown too, but does not show that the capacity is used up.
                 if let Some(deployment) = &candidate.deployment_health {
                     deployment.throttled_responses.fetch_add(1, Ordering::Relaxed);
@@ -135,7 +135,7 @@ impl Gateway {
             }
             Verdict::BackendFailure => {
                 if hints::has_retry_after(headers) {
-                    self.begin_cooldown(admitted, candidate, headers, now);
+                    self.begin_cooldown(admitted, candidate, false, headers, now);
                 }
                 self.record_attempt_failure(candidate, response.failure_flags, now);
                 Some(AttemptOutcome::Failed)
@@ -354,40 +354,27 @@ impl Gateway {
         }
     }
 
-    /// Begins the cooldown that a response asks for; returns its end.
+    /// Begins the cooldown that a response asks for; returns its end. A 429 to a flex request keeps only flex requests
+    /// away: their capacity is used up, whether others are served or not.
     fn begin_cooldown(
         &self,
         admitted: &AdmittedRequest,
         candidate: &Candidate,
-        headers: &HeaderMap,
-        now: Instant,
-    ) -> Instant {
-        let duration = self.cooldown_duration(headers);
-        let until = now + duration;
-        let Some(deployment) = &candidate.deployment_health else { return until };
-        deployment.slow_start.on_refusal(now);
-        let cooldown = Unavailable { reason: UnavailableReason::CoolingDown, until };
-        // Told in episodes by the monitor: a full deployment begins hundreds of cooldowns a minute.
-        deployment.availability.mark_unavailable(cooldown, now);
-        self.share_cooldown(candidate, admitted.deployment.as_ref(), SharedPart::Deployment);
-        until
-    }
-
-    /// Begins the cooldown that a 429 to a flex request asks for: the capacity for such requests is used up, whether
-    /// others are served or not. Returns its end.
-    fn begin_flex_cooldown(
-        &self,
-        admitted: &AdmittedRequest,
-        candidate: &Candidate,
+        is_flex: bool,
         headers: &HeaderMap,
         now: Instant,
     ) -> Instant {
         let until = now + self.cooldown_duration(headers);
-        if let Some(deployment) = &candidate.deployment_health {
-            let cooldown = Unavailable { reason: UnavailableReason::CoolingDown, until };
-            deployment.get_or_create_flex_availability().mark_unavailable(cooldown, now);
-            self.share_cooldown(candidate, admitted.deployment.as_ref(), SharedPart::FlexRequests);
-        }
+        let Some(deployment) = &candidate.deployment_health else { return until };
+        let (availability, part): (_, fn(String) -> SharedPart) = if is_flex {
+            (deployment.get_or_create_flex_availability(), SharedPart::FlexRequests)
+        } else {
+            deployment.slow_start.on_refusal(now);
+            (&deployment.availability, SharedPart::Deployment)
+        };
+        // The monitor logs them as episodes: a full deployment begins hundreds of cooldowns a minute.
+        availability.mark_unavailable(Unavailable { reason: UnavailableReason::CoolingDown, until }, now);
+        self.share_cooldown(candidate, admitted.deployment.as_ref(), part);
         until
     }
 

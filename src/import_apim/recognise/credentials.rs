@@ -191,8 +191,8 @@ pub(super) fn api_key(written: &str, backend: &str, variables: &mut Variables) -
     comments.push(if is_computed {
         "The key is computed in the policy or template.".to_owned()
     } else {
-        "The key is written in clear in the policy or template, and not repeated here. Replace it at Azure: whoever has \
-         read that file knows it."
+        "The policy or template contains the key in plain text; it is not copied here. Regenerate it in Azure: \
+         everyone who can read that file has it."
             .to_owned()
     });
     let name =
