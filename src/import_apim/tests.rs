@@ -172,7 +172,7 @@ fn secrets_in_clear_are_not_repeated() {
     assert_passes_check(&imported);
     let imported = import(&[file("p.xml", inbound(""))], &[file("b.json", backends)]).unwrap();
     assert!(!imported.yaml.to_ascii_lowercase().contains(&SECRET.to_ascii_lowercase()), "{}", imported.yaml);
-    assert!(imported.yaml.contains("written in clear"), "{}", imported.yaml);
+    assert!(imported.yaml.contains("the key in plain text"), "{}", imported.yaml);
 }
 
 #[test]
