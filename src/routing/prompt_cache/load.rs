@@ -11,6 +11,9 @@ const MAX_SHARE_FACTOR: f64 = 1.25;
 /// Nor does it pass anything on with so few requests, for a backend of average weight: of a few requests one is most of
 /// the tokens.
 const MAX_REQUESTS_WITHIN_BOUND: f64 = 4.0;
+/// What one request counts at most: the largest context window of a model. A `max_tokens` beyond it, which a client may send,
+/// must not make a backend look full to others.
+const MAX_TOKENS_OF_REQUEST: u64 = 1 << 20;
 
 /// What one deployment on one backend holds in flight.
 #[derive(Debug, Default)]
@@ -29,6 +32,7 @@ pub struct LoadTicket {
 impl TokenLoad {
     /// Adds an attempt of about this many tokens.
     pub fn add(self: &Arc<Self>, tokens: u64) -> LoadTicket {
+        let tokens = tokens.min(MAX_TOKENS_OF_REQUEST);
         self.tokens.fetch_add(tokens, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
         LoadTicket { load: Arc::clone(self), tokens }
@@ -92,6 +96,15 @@ mod tests {
             requests: *requests,
         };
         rows.iter().enumerate().map(member).collect()
+    }
+
+    #[test]
+    fn no_request_counts_more_than_a_context_window() {
+        let load = Arc::<TokenLoad>::default();
+        let tickets = [load.add(u64::MAX), load.add(u64::MAX), load.add(7)];
+        assert_eq!((load.tokens(), load.requests()), (2 * MAX_TOKENS_OF_REQUEST + 7, 3));
+        drop(tickets);
+        assert_eq!((load.tokens(), load.requests()), (0, 0));
     }
 
     #[test]
