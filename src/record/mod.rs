@@ -1,11 +1,12 @@
 //! Records: what happens to an exchange after it has finished.
 //!
-//! The `writer` counts a finished exchange in `metrics` and `statistics`, keeps it in `recent_trouble` if it did
-//! not go well, makes its record (`render`, `line`) and appends it to the `spool`, from which each of the `sinks`
-//! reads. Requests in flight are not known here.
+//! A finished exchange is counted in `metrics` and `statistics`, and kept in `recent_trouble` if it did not go well; its
+//! record is made (`render`, `line`) and written (`appender`) to the file of records, and to the `spool`, from which
+//! each of the `sinks` delivers. The `writer` knows on which thread. Requests in flight are not known here.
 
 pub mod affinity;
 pub mod affinity_statistics;
+mod appender;
 pub mod attempt_errors;
 pub mod client_headers;
 pub mod cost;
@@ -34,6 +35,7 @@ mod text_ranges;
 pub mod token_estimate;
 pub mod trace_context;
 pub mod traces;
+mod write_pace;
 pub mod writer;
 
 use std::io;
@@ -47,6 +49,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use log::{error, warn};
 use tokio::runtime::Handle;
 
+use self::appender::RecordAppender;
 use self::cost::Pricing;
 use self::delivery::{Backlog, DeliveryState};
 use self::exchange::{CapturePolicy, FinishedExchange};
@@ -153,7 +156,8 @@ impl Recorder {
         };
         let Some(config) = &config.record else {
             let redactor = Arc::<ArcSwap<Redactor>>::default();
-            let (queue, writer) = writer::start_writer(None, tracer, &redactor, &pricing, &metrics)?;
+            let appender = RecordAppender::new(None, None, false, tracer);
+            let (queue, writer) = writer::start_writer(appender, false, &redactor, &pricing, &metrics)?;
             threads.push(writer);
             return Ok(Self {
                 queue,
@@ -196,7 +200,9 @@ impl Recorder {
         }
         let redactor = Arc::new(ArcSwap::from_pointee(Redactor::new(config.redaction_patterns.clone())));
         let spool_view = Some(spool.view());
-        let (queue, writer) = writer::start_writer(Some(spool), tracer, &redactor, &pricing, &metrics)?;
+        let line_file = jsonl.as_ref().map(|control| control.file());
+        let appender = RecordAppender::new(Some(spool), line_file, log_analytics.is_some(), tracer);
+        let (queue, writer) = writer::start_writer(appender, true, &redactor, &pricing, &metrics)?;
         threads.push(writer);
         Ok(Self {
             queue,
@@ -211,8 +217,8 @@ impl Recorder {
         })
     }
 
-    /// Queues an exchange for the writer and returns at once. The receipt resolves when the record is
-    /// written; it is `None` if no record will be written. Call [`Recorder::wake_writer`] afterwards.
+    /// Writes the record of an exchange or queues it, and returns at once. The receipt resolves when the record is
+    /// written; it is `None` if it is written already or none will be. Call [`Recorder::wake_writer`] afterwards.
     pub fn enqueue(&self, exchange: Box<FinishedExchange>, policy: CapturePolicy) -> Option<WriteReceipt> {
         self.queue.enqueue(exchange, policy)
     }

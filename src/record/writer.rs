@@ -1,32 +1,32 @@
-//! The thread that makes records from finished exchanges and writes them to the spool.
+//! Who writes the record of a finished exchange.
 //!
-//! Exchanges reach it through the queue in `queue.rs`, so that a slow disk delays no request. All records that
-//! are queued are written at once.
+//! The thread that serves the request does, if its record is made quickly, nobody else is writing, and the disk has
+//! been quick lately: that costs less than to wake another thread and to wait for it. Otherwise the exchange goes to
+//! the queue in `queue.rs`, from which a thread of its own takes all that waits, so that a slow disk delays no request.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, Thread, park_timeout, sleep};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use log::{error, warn};
 use tokio::sync::oneshot;
 
+use super::appender::RecordAppender;
 use super::cost::Pricing;
 use super::delivery::{self, Backlog};
 use super::exchange::{CapturePolicy, FinishedExchange};
-use super::line::RecordLine;
 use super::metrics::Metrics;
 use super::queue::{Charge, Dropped, ExchangeQueue, QueuedExchange};
 use super::redact::Redactor;
-use super::spool::{FrameBuffer, Spool};
 use super::stored_usage::StoredUsage;
 use super::token_estimate::TokenEstimator;
-use super::traces::{AnswerFacts, Tracer};
+use super::write_pace::WritePace;
 
-/// About how many bytes are written to the spool at once.
+/// About how many bytes are written at once.
 const MAX_BATCH_BYTES: usize = 256 * 1024;
 /// How often the spool is searched for segments of processes that have ended.
 const ORPHAN_SCAN_INTERVAL: Duration = Duration::from_secs(5);
@@ -42,6 +42,12 @@ const TOKENIZED_BYTES_BY_BACKLOG: [(usize, usize); 3] = [(16, 64 * 1024), (256, 
 /// How much of a text is tokenized while more exchanges wait.
 const MIN_TOKENIZED_BYTES: usize = 128;
 
+/// The thread that serves a request makes its record if prompt and response are no longer than this: they are read
+/// and written in about a tenth of a millisecond.
+const MAX_IMMEDIATE_BYTES: usize = 192 * 1024;
+/// The same if there is something to redact, which takes longer.
+const MAX_IMMEDIATE_REDACTED_BYTES: usize = 16 * 1024;
+
 /// Resolves when the record is in the kernel's page cache, so that it survives the process, or is lost.
 pub type WriteReceipt = oneshot::Receiver<()>;
 
@@ -50,34 +56,40 @@ pub type WriteReceipt = oneshot::Receiver<()>;
 pub struct RecordQueue {
     shared: Arc<SharedWriterState>,
     writer_thread: Thread,
-    writes_records: bool,
 }
 
-/// What the threads of the writer share with the queue's other side.
-#[derive(Debug)]
-struct SharedWriterState {
+/// What the threads that write records share.
+pub(super) struct SharedWriterState {
     queue: ExchangeQueue,
-    pricing: Arc<ArcSwapOption<Pricing>>,
-    metrics: Arc<Metrics>,
-    stored_usage: StoredUsage,
+    appender: Mutex<RecordAppender>,
+    pace: WritePace,
+    writes_records: bool,
+    pub(super) redactor: Arc<ArcSwap<Redactor>>,
+    pub(super) pricing: Arc<ArcSwapOption<Pricing>>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) stored_usage: StoredUsage,
     dropped_records: AtomicU64,
     lightened_records: AtomicU64,
     is_overflowing: AtomicBool,
 }
 
-/// Starts the threads of the writer. Without a spool, exchanges are only counted.
+/// Starts the threads of the writer. Exchanges are only counted unless the appender `writes_records`.
 ///
 /// # Errors
 /// If a thread cannot be started.
 pub(super) fn start_writer(
-    spool: Option<Spool>,
-    tracer: Option<Tracer>,
+    appender: RecordAppender,
+    writes_records: bool,
     redactor: &Arc<ArcSwap<Redactor>>,
     pricing: &Arc<ArcSwapOption<Pricing>>,
     metrics: &Arc<Metrics>,
 ) -> io::Result<(RecordQueue, JoinHandle<()>)> {
     let shared = Arc::new(SharedWriterState {
         queue: ExchangeQueue::default(),
+        appender: Mutex::new(appender),
+        pace: WritePace::default(),
+        writes_records,
+        redactor: Arc::clone(redactor),
         pricing: Arc::clone(pricing),
         metrics: Arc::clone(metrics),
         stored_usage: StoredUsage::default(),
@@ -85,38 +97,43 @@ pub(super) fn start_writer(
         lightened_records: AtomicU64::new(0),
         is_overflowing: AtomicBool::new(false),
     });
-    let writes_records = spool.is_some();
-    let mut writer =
-        RecordWriter { spool, tracer, redactor: Arc::clone(redactor), shared: Arc::clone(&shared) };
-    let thread = std::thread::Builder::new().name("records".into()).spawn(move || writer.run())?;
-    let (slow_shared, slow_redactor) = (Arc::clone(&shared), Arc::clone(redactor));
+    let thread_shared = Arc::clone(&shared);
+    let write = move || write_queued_records(&thread_shared);
+    let thread = std::thread::Builder::new().name("records".into()).spawn(write)?;
     let writer_thread = thread.thread().clone();
-    let run_slow = move || prepare_slow_records(&slow_shared, &writer_thread, &slow_redactor);
+    let (slow_shared, woken_thread) = (Arc::clone(&shared), writer_thread.clone());
+    let run_slow = move || prepare_slow_records(&slow_shared, &woken_thread);
     std::thread::Builder::new().name("slow records".into()).spawn(run_slow)?;
-    Ok((RecordQueue { shared, writer_thread: thread.thread().clone(), writes_records }, thread))
+    Ok((RecordQueue { shared, writer_thread }, thread))
 }
 
 impl RecordQueue {
-    /// Queues an exchange and returns at once. The receipt is `None` if no record will be written. Call
-    /// [`RecordQueue::wake_writer`] afterwards: one call is enough for several exchanges.
+    /// Writes the record of an exchange or queues it, and returns at once. The receipt is `None` if the record is
+    /// written or none will be. Call [`RecordQueue::wake_writer`] afterwards: one call is enough for several exchanges.
     pub fn enqueue(
         &self,
         mut exchange: Box<FinishedExchange>,
         policy: CapturePolicy,
     ) -> Option<WriteReceipt> {
         exchange.shorten_content(policy, |body_bytes| self.shared.queue.max_sample_bytes(body_bytes));
-        let (written_sender, receipt) = if self.writes_records {
+        let is_slow = exchange.is_slow_to_render(policy);
+        if !is_slow {
+            match self.shared.append_at_once(exchange, policy) {
+                Ok(()) => return None,
+                Err(unwritten) => exchange = unwritten,
+            }
+        }
+        let (written_sender, receipt) = if self.shared.writes_records {
             let (written_sender, receipt) = oneshot::channel();
             (Some(written_sender), Some(receipt))
         } else {
             (None, None)
         };
-        let is_slow = exchange.is_slow_to_render(policy);
         let exchange = QueuedExchange::new(exchange, policy, written_sender);
         let (is_only_ready, dropped) = self.shared.queue.push(exchange, is_slow);
         self.shared.count_dropped(dropped);
         // With records, the caller wakes the writer, once for several exchanges.
-        if is_only_ready && !self.writes_records {
+        if is_only_ready && !self.shared.writes_records {
             self.writer_thread.unpark();
         }
         receipt
@@ -150,7 +167,45 @@ impl RecordQueue {
     }
 }
 
+impl std::fmt::Debug for SharedWriterState {
+    /// Nothing of the exchanges: they contain prompts.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SharedWriterState").field("queue", &self.queue).finish_non_exhaustive()
+    }
+}
+
 impl SharedWriterState {
+    fn lock_appender(&self) -> MutexGuard<'_, RecordAppender> {
+        self.appender.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the record of an exchange on this thread, unless that might take long.
+    fn append_at_once(
+        &self,
+        exchange: Box<FinishedExchange>,
+        policy: CapturePolicy,
+    ) -> Result<(), Box<FinishedExchange>> {
+        if !self.writes_records || !self.pace.is_quick() {
+            return Err(exchange);
+        }
+        let max_bytes = match self.redactor.load().is_empty() {
+            true => MAX_IMMEDIATE_BYTES,
+            false => MAX_IMMEDIATE_REDACTED_BYTES,
+        };
+        if exchange.content_bytes() > max_bytes {
+            return Err(exchange);
+        }
+        let Ok(mut appender) = self.appender.try_lock() else { return Err(exchange) };
+        if appender.is_closed() {
+            return Err(exchange);
+        }
+        appender.push(self, *exchange, policy);
+        let began = Instant::now();
+        appender.write(self);
+        self.pace.note_write(began);
+        Ok(())
+    }
+
     /// Counts and logs what a full queue has dropped.
     fn count_dropped(&self, dropped: Dropped) {
         let Dropped { lightened_count, largest_client, records } = dropped;
@@ -195,7 +250,7 @@ impl SharedWriterState {
 }
 
 /// Runs on a thread of its own: does the slow part of rendering, so that other records do not wait for it.
-fn prepare_slow_records(shared: &SharedWriterState, writer: &Thread, redactor: &ArcSwap<Redactor>) {
+fn prepare_slow_records(shared: &SharedWriterState, writer: &Thread) {
     let mut estimator = TokenEstimator::default();
     loop {
         let mut queued = match shared.queue.take_slow(TOKENIZER_CHECK_INTERVAL) {
@@ -207,7 +262,7 @@ fn prepare_slow_records(shared: &SharedWriterState, writer: &Thread, redactor: &
             }
         };
         let max_tokenized_bytes = max_tokenized_bytes(shared.queue.slow_count());
-        let (policy, redactor) = (queued.policy, redactor.load());
+        let (policy, redactor) = (queued.policy, shared.redactor.load());
         // A panic of a parser over a client's text must not end all recording.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             queued.exchange.prepare_content(policy, &redactor, &mut estimator, max_tokenized_bytes);
@@ -232,125 +287,55 @@ fn max_tokenized_bytes(backlog: usize) -> usize {
         .map_or(MIN_TOKENIZED_BYTES, |(_, bytes)| *bytes)
 }
 
-struct RecordWriter {
-    spool: Option<Spool>,
-    /// `None` without a `traces` block.
-    tracer: Option<Tracer>,
-    redactor: Arc<ArcSwap<Redactor>>,
-    shared: Arc<SharedWriterState>,
-}
-
-impl RecordWriter {
-    fn run(&mut self) {
-        let shared = Arc::clone(&self.shared);
-        let mut frames = FrameBuffer::default();
-        let mut written_senders = Vec::new();
-        let mut charges: Vec<Charge> = Vec::new();
-        let mut taken = Vec::new();
-        let mut last_orphan_scan = Instant::now();
-        let mut last_maintenance = Instant::now();
-        self.report_spool_failure();
-        loop {
-            if last_orphan_scan.elapsed() >= ORPHAN_SCAN_INTERVAL {
-                last_orphan_scan = Instant::now();
-                if let Some(spool) = &mut self.spool {
-                    spool.adopt_orphans();
-                }
-                self.publish_spool_metrics();
-            }
-            if let Some(spool) = &mut self.spool
-                && last_maintenance.elapsed() >= SPOOL_MAINTENANCE_INTERVAL
-            {
-                last_maintenance = Instant::now();
-                spool.maintain(last_maintenance);
-                self.report_spool_failure();
-            }
-            shared.queue.take_ready(MAX_BATCH_BYTES, &mut taken);
-            if taken.is_empty() {
-                if shared.queue.is_finished() {
-                    if let Some(spool) = &self.spool {
-                        spool.close();
-                    }
-                    return;
-                }
-                let is_failing = self.spool.as_ref().is_some_and(Spool::is_failing);
-                park_timeout(if is_failing { SPOOL_MAINTENANCE_INTERVAL } else { ORPHAN_SCAN_INTERVAL });
-                if self.spool.is_none() {
-                    sleep(METRICS_ONLY_BATCH_DELAY);
-                }
-                continue;
-            }
-            for queued in taken.drain(..) {
-                let (exchange, policy, written_sender, charge) = queued.into_parts();
-                let outcome = catch_unwind(AssertUnwindSafe(|| {
-                    self.append_record(&mut frames, *exchange, policy);
-                }));
-                if outcome.is_err() {
-                    error!("a record could not be made and is dropped: this is a bug in aoai-lb");
-                    shared.metrics.count_records(delivery::SPOOL, "dropped", 1);
-                }
-                charges.push(charge);
-                written_senders.extend(written_sender);
-            }
-            if let Some(spool) = &mut self.spool {
-                let lost = spool.append(&frames, Instant::now());
-                shared.metrics.count_records(delivery::SPOOL, "dropped", lost);
-                shared.metrics.count_records(delivery::SPOOL, "written", frames.record_count() - lost);
-            }
-            frames.clear();
-            // The receipts of lost records resolve too: nobody should wait for them. A receiver may be gone.
-            written_senders.drain(..).for_each(|sender: oneshot::Sender<()>| {
-                let _ = sender.send(());
-            });
-            shared.queue.release(&mut charges);
-            self.publish_spool_metrics();
-            shared.log_queue_recovery();
+/// Runs on a thread of its own: writes the records that wait, and looks after the spool.
+fn write_queued_records(shared: &SharedWriterState) {
+    let mut charges: Vec<Charge> = Vec::new();
+    let mut written_senders = Vec::new();
+    let mut taken = Vec::new();
+    let mut last_orphan_scan = Instant::now();
+    let mut last_maintenance = Instant::now();
+    shared.lock_appender().report_spool_failure(shared);
+    loop {
+        if last_orphan_scan.elapsed() >= ORPHAN_SCAN_INTERVAL {
+            last_orphan_scan = Instant::now();
+            let mut appender = shared.lock_appender();
+            appender.adopt_orphans();
+            appender.publish_spool_metrics(shared);
         }
-    }
-
-    /// Makes the record of an exchange, which also counts it, and adds it to the next write. Passes the exchange on
-    /// if its trace is exported.
-    fn append_record(
-        &mut self,
-        frames: &mut FrameBuffer,
-        mut exchange: FinishedExchange,
-        policy: CapturePolicy,
-    ) {
-        let is_traced = self.tracer.as_mut().is_some_and(|tracer| {
-            tracer.identify(&mut exchange);
-            tracer.includes(&exchange)
+        if last_maintenance.elapsed() >= SPOOL_MAINTENANCE_INTERVAL {
+            last_maintenance = Instant::now();
+            shared.lock_appender().maintain(shared);
+        }
+        shared.queue.take_ready(MAX_BATCH_BYTES, &mut taken);
+        if taken.is_empty() {
+            if shared.queue.is_finished() {
+                shared.lock_appender().close();
+                return;
+            }
+            let is_failing = shared.lock_appender().is_failing();
+            park_timeout(if is_failing { SPOOL_MAINTENANCE_INTERVAL } else { ORPHAN_SCAN_INTERVAL });
+            if !shared.writes_records {
+                sleep(METRICS_ONLY_BATCH_DELAY);
+            }
+            continue;
+        }
+        let mut appender = shared.lock_appender();
+        for queued in taken.drain(..) {
+            let (exchange, policy, written_sender, charge) = queued.into_parts();
+            appender.push(shared, *exchange, policy);
+            charges.push(charge);
+            written_senders.extend(written_sender);
+        }
+        let began = Instant::now();
+        appender.write(shared);
+        shared.pace.note_write(began);
+        // The receipts of lost records resolve too: nobody should wait for them. A receiver may be gone.
+        written_senders.drain(..).for_each(|sender: oneshot::Sender<()>| {
+            let _ = sender.send(());
         });
-        let redactor = self.redactor.load();
-        let SharedWriterState { metrics, stored_usage, pricing, .. } = &*self.shared;
-        let pricing = pricing.load();
-        let record =
-            exchange.count_and_render_record(policy, &redactor, metrics, stored_usage, pricing.as_deref());
-        if self.spool.is_some() {
-            frames.push_record(|buffer| record.write_json(buffer));
-        }
-        if is_traced && let Some(tracer) = &self.tracer {
-            let RecordLine { model, service_tier, finish_reason, usage, usage_source, .. } = record;
-            tracer.enqueue(exchange, AnswerFacts { model, service_tier, finish_reason, usage, usage_source });
-        }
-    }
-
-    /// Reports whether records can be written.
-    fn report_spool_failure(&self) {
-        let Some(spool) = &self.spool else { return };
-        let deliveries = &self.shared.metrics.deliveries;
-        match spool.failure() {
-            Some(problem) => deliveries.on_failed(delivery::SPOOL, problem, SystemTime::now()),
-            None => deliveries.on_working(delivery::SPOOL),
-        }
-    }
-
-    /// Updates the metrics of the spool.
-    fn publish_spool_metrics(&self) {
-        let Some(spool) = &self.spool else { return };
-        self.report_spool_failure();
-        self.shared.metrics.set_spool_bytes(spool.undelivered_bytes());
-        for (sink, lost) in spool.take_lost_record_counts() {
-            self.shared.metrics.count_records(sink, "lost", lost);
-        }
+        shared.queue.release(&mut charges);
+        appender.publish_spool_metrics(shared);
+        drop(appender);
+        shared.log_queue_recovery();
     }
 }

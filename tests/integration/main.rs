@@ -63,6 +63,7 @@ mod realtime;
 mod recent_trouble;
 mod record;
 mod record_fields;
+mod record_file;
 mod record_tokens;
 mod rejections;
 mod reload;

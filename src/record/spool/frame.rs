@@ -10,65 +10,67 @@ const MAX_IDLE_BUFFER_BYTES: usize = 1024 * 1024;
 /// No record is longer: a greater length is corrupt.
 const MAX_RECORD_BYTES: usize = 256 * 1024 * 1024;
 
-/// Records to append to the spool, one frame after the other.
+/// Records to be written, each in its frame. The frames get their lengths and checksums only when they are
+/// appended to the spool: a sink that takes the records at once needs none.
 #[derive(Default)]
 pub struct FrameBuffer {
     bytes: Vec<u8>,
-    /// The length of the complete frames. A frame is incomplete if its record panicked while it was written.
-    complete_length: usize,
-    record_count: u64,
+    /// Where each frame ends. After the last one, there may be what a record left that panicked.
+    ends: Vec<usize>,
 }
 
 impl FrameBuffer {
     /// Adds the record that `write` appends to the buffer. If `write` panics, nothing is added.
     pub fn push_record(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        self.bytes.truncate(self.complete_length);
-        append_frame(&mut self.bytes, write);
-        self.complete_length = self.bytes.len();
-        self.record_count += 1;
+        self.bytes.truncate(self.byte_len());
+        self.bytes.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
+        write(&mut self.bytes);
+        self.ends.push(self.bytes.len());
     }
 
     /// The length of all frames, in bytes.
     pub fn byte_len(&self) -> usize {
-        self.complete_length
+        self.ends.last().copied().unwrap_or(0)
     }
 
-    /// The frames, without one that a panic left incomplete.
-    pub(super) fn complete_frames(&self) -> &[u8] {
-        self.bytes.get(..self.complete_length).unwrap_or_default()
+    /// The records.
+    pub fn records(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        let frames = starts.zip(&self.ends).filter_map(|(start, end)| self.bytes.get(start..*end));
+        frames.filter_map(|frame| frame.get(FRAME_HEADER_BYTES..))
+    }
+
+    /// The frames with their lengths and checksums.
+    pub(super) fn complete_frames(&mut self) -> &[u8] {
+        let mut start = 0;
+        for end in &self.ends {
+            let frame = self.bytes.get_mut(start..*end);
+            if let Some((head, record)) = frame.and_then(|f| f.split_at_mut_checked(FRAME_HEADER_BYTES)) {
+                let length = u32::try_from(record.len()).unwrap_or(u32::MAX);
+                let (length_field, checksum_field) = head.split_at_mut(4);
+                length_field.copy_from_slice(&length.to_le_bytes());
+                checksum_field.copy_from_slice(&crc32fast::hash(record).to_le_bytes());
+            }
+            start = *end;
+        }
+        self.bytes.get(..start).unwrap_or_default()
     }
 
     /// The number of records.
     pub fn record_count(&self) -> u64 {
-        self.record_count
+        self.ends.len() as u64
     }
 
     /// Whether there are no records.
     pub fn is_empty(&self) -> bool {
-        self.record_count == 0
+        self.ends.is_empty()
     }
 
     /// Removes all records. Keeps the memory unless there is much more than usual.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.bytes.shrink_to(MAX_IDLE_BUFFER_BYTES);
-        self.complete_length = 0;
-        self.record_count = 0;
-    }
-}
-
-/// Appends a frame with the record that `write` appends to the buffer.
-fn append_frame(buffer: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
-    let start = buffer.len();
-    buffer.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
-    write(buffer);
-    if let Some((head, record)) =
-        buffer.get_mut(start..).and_then(|frame| frame.split_at_mut_checked(FRAME_HEADER_BYTES))
-    {
-        let length = u32::try_from(record.len()).unwrap_or(u32::MAX);
-        let (length_field, checksum_field) = head.split_at_mut(4);
-        length_field.copy_from_slice(&length.to_le_bytes());
-        checksum_field.copy_from_slice(&crc32fast::hash(record).to_le_bytes());
+        self.ends.clear();
     }
 }
 
@@ -127,10 +129,12 @@ mod tests {
             records in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40), 1..10),
             cut in 1_usize..48,
         ) {
-            let mut bytes = Vec::new();
+            let mut frames = FrameBuffer::default();
             for record in &records {
-                append_frame(&mut bytes, |buffer| buffer.extend_from_slice(record));
+                frames.push_record(|buffer| buffer.extend_from_slice(record));
             }
+            prop_assert_eq!(frames.records().collect::<Vec<_>>(), records.iter().collect::<Vec<_>>());
+            let mut bytes = frames.complete_frames().to_vec();
             let full_length = bytes.len();
             bytes.truncate(full_length - cut.min(full_length));
             let mut rest = &bytes[..];
@@ -145,8 +149,9 @@ mod tests {
 
         #[test]
         fn a_flipped_bit_is_detected(record in prop::collection::vec(any::<u8>(), 1..40), bit in 0_usize..64) {
-            let mut bytes = Vec::new();
-            append_frame(&mut bytes, |buffer| buffer.extend_from_slice(&record));
+            let mut frames = FrameBuffer::default();
+            frames.push_record(|buffer| buffer.extend_from_slice(&record));
+            let mut bytes = frames.complete_frames().to_vec();
             let bit_index = bit % (bytes.len() * 8);
             bytes[bit_index / 8] ^= 1 << (bit_index % 8);
             prop_assert!(!matches!(parse_frame(&bytes), ParsedFrame::Record(parsed, _) if parsed == record));

@@ -1,7 +1,8 @@
 //! The spool: keeps records on disk until every sink has delivered them.
 //!
-//! Records are in segment files that are only appended to. One thread writes; each sink reads at its own pace
-//! and saves its position in a file beside the segment. A segment belongs to the process that holds its lock.
+//! Records are in segment files that are only appended to. One thread at a time writes; each sink reads at its own
+//! pace and saves its position in a file beside the segment. A sink that has records already is noted as having
+//! delivered the segment. A segment belongs to the process that holds its lock.
 //! While it is written its name ends in `.open`, afterwards in `.sealed`. When a process has ended, the next
 //! process that looks adopts its segments and cuts off a torn last record. Beyond the size limit the oldest
 //! segment is deleted, delivered or not.
@@ -49,6 +50,8 @@ pub struct Spool {
     segment_seal_bytes: u64,
     /// The name of the segment that is being written.
     active_segment: Option<String>,
+    /// The sink that needs nothing of the next segment.
+    delivered_to: Option<&'static str>,
     created_segment_count: u64,
     /// Segments that cannot be adopted; each is logged once.
     unreadable_paths: Vec<PathBuf>,
@@ -88,6 +91,7 @@ impl Spool {
             max_bytes,
             segment_seal_bytes,
             active_segment: None,
+            delivered_to: None,
             created_segment_count: 0,
             unreadable_paths: Vec::new(),
             incident: None,
@@ -104,9 +108,15 @@ impl Spool {
         (spool, readers)
     }
 
-    /// Appends the records in one write. Returns how many are lost because they could not be written: all or
-    /// none.
-    pub fn append(&mut self, frames: &FrameBuffer, now: Instant) -> u64 {
+    /// Appends the records in one write. The sink `delivered_to`, if any, has them already. Returns how many are
+    /// lost because they could not be written: all or none.
+    pub fn append(
+        &mut self,
+        frames: &mut FrameBuffer,
+        delivered_to: Option<&'static str>,
+        now: Instant,
+    ) -> u64 {
+        self.delivered_to = delivered_to;
         let record_count = frames.record_count();
         if frames.is_empty() {
             return 0;
@@ -192,9 +202,11 @@ impl Spool {
         incident.lost_records += lost_records;
     }
 
-    fn try_append(&mut self, frames: &FrameBuffer) -> io::Result<()> {
+    fn try_append(&mut self, frames: &mut FrameBuffer) -> io::Result<()> {
         let is_seal_due = |state: &SpoolState, name: &str| {
-            state.segments.get(name).is_none_or(|segment| segment.length() >= self.segment_seal_bytes)
+            state.segments.get(name).is_none_or(|segment| {
+                segment.length() >= self.segment_seal_bytes || segment.delivered_to() != self.delivered_to
+            })
         };
         if self.active_segment.as_deref().is_none_or(|name| is_seal_due(&self.shared.lock(), name)) {
             self.start_segment()?;
@@ -226,6 +238,7 @@ impl Spool {
             &self.shared.directory,
             self.created_segment_count,
             &self.shared.sink_names,
+            self.delivered_to,
         )?;
         self.created_segment_count += 1;
         let mut state = self.shared.lock();
@@ -269,6 +282,12 @@ impl Spool {
     /// The length of all segments, in bytes.
     pub fn total_bytes(&self) -> u64 {
         self.shared.lock().segments.values().map(Segment::length).sum()
+    }
+
+    /// Whether this sink has delivered all records.
+    pub fn is_delivered_to(&self, sink: &str) -> bool {
+        let Some(sink) = self.shared.sink_names.iter().position(|name| *name == sink) else { return true };
+        self.shared.lock().segments.values().all(|segment| segment.undelivered_bytes(sink) == 0)
     }
 
     /// Bytes that are not yet delivered to every sink.

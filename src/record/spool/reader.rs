@@ -45,6 +45,11 @@ impl RecordBatch {
         &self.segment_name
     }
 
+    /// The bytes that they take in the spool.
+    pub fn byte_len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The records, oldest first.
     pub fn records(&self) -> impl Iterator<Item = &[u8]> {
         frame::records(&self.bytes)

@@ -148,19 +148,19 @@ mod tests {
         let directory = directory.path();
         let now = Instant::now();
         let (mut spool, readers) = Spool::open(directory, 64 << 20, &["a", "b"], now);
-        assert_eq!(spool.append(&frames(&["one", "two"]), now), 0);
+        assert_eq!(spool.append(&mut frames(&["one", "two"]), None, now), 0);
         let SpoolRead::Batch(batch) = readers[0].wait_for_batch(1 << 20, Duration::from_secs(9)) else {
             panic!()
         };
         readers[0].mark_delivered(&batch);
-        assert_eq!(spool.append(&frames(&["three"]), now), 0);
+        assert_eq!(spool.append(&mut frames(&["three"]), None, now), 0);
         let names = list_segments(directory).unwrap();
         let [name] = names.as_slice() else { panic!("{names:?}") };
         let one_sink = |text: &str| (text.to_owned(), vec!["b"]);
         let expected = vec![one_sink("one"), one_sink("two"), ("three".to_owned(), vec!["a", "b"])];
         assert_eq!(visited(directory, name), (expected.clone(), Some(SegmentEnd::Whole)));
         // Its process still owns it.
-        assert_eq!(spool.append(&frames(&["four"]), now), 0);
+        assert_eq!(spool.append(&mut frames(&["four"]), None, now), 0);
         assert_eq!(visited(directory, name).0.len(), 4);
         assert_eq!(visited(directory, "0-000000-1-00000000"), (Vec::new(), None));
     }

@@ -18,6 +18,8 @@ pub(super) const SEALED_EXTENSION: &str = "sealed";
 const UNLOCKED_EXTENSION: &str = "young";
 /// An unlocked segment of this age was left by a process that was killed while it created it.
 const STRAY_FILE_AGE: Duration = Duration::from_secs(60);
+/// The position of a sink that needs nothing of a segment, however long it gets.
+const ALL_DELIVERED: u64 = u64::MAX;
 /// How much is read at a time when a whole segment is searched.
 pub(super) const SCAN_CHUNK_BYTES: usize = 1024 * 1024;
 
@@ -32,6 +34,8 @@ pub(super) struct Segment {
     length: u64,
     /// Whether another process wrote the segment.
     is_adopted: bool,
+    /// The sink that got the records of the segment before they were appended to it.
+    delivered_to: Option<&'static str>,
     /// When this process appended records; empty if another process did.
     append_times: AppendTimes,
     positions: Vec<SinkPosition>,
@@ -54,8 +58,13 @@ pub(super) struct AdoptedSegment {
     pub(super) torn_bytes: u64,
 }
 
-/// Creates an empty segment and locks it.
-pub(super) fn create_segment(directory: &Path, number: u64, sinks: &[&'static str]) -> io::Result<Segment> {
+/// Creates an empty segment and locks it. The sink `delivered_to`, if any, has its records already.
+pub(super) fn create_segment(
+    directory: &Path,
+    number: u64,
+    sinks: &[&'static str],
+    delivered_to: Option<&'static str>,
+) -> io::Result<Segment> {
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let random = fastrand::u32(..);
     // Names sort by age, those of earlier versions in milliseconds included: `-` sorts before a digit.
@@ -66,9 +75,16 @@ pub(super) fn create_segment(directory: &Path, number: u64, sinks: &[&'static st
     let prepared = flock(&file, FlockOperation::NonBlockingLockExclusive)
         .map_err(io::Error::from)
         .and_then(|()| file.write_all_at(SEGMENT_MAGIC, 0))
+        .and_then(|()| match delivered_to {
+            Some(sink) => fs::write(position_path(directory, &name, sink), position_line(ALL_DELIVERED)),
+            None => Ok(()),
+        })
         .and_then(|()| fs::rename(&unlocked_path, segment_path(directory, &name, OPEN_EXTENSION)));
     if let Err(problem) = prepared {
         let _ = fs::remove_file(&unlocked_path);
+        if let Some(sink) = delivered_to {
+            let _ = fs::remove_file(position_path(directory, &name, sink));
+        }
         return Err(problem);
     }
     let length = SEGMENT_MAGIC.len() as u64;
@@ -76,7 +92,7 @@ pub(super) fn create_segment(directory: &Path, number: u64, sinks: &[&'static st
         .iter()
         .map(|sink| SinkPosition {
             sink_name: sink,
-            delivered_offset: length,
+            delivered_offset: if delivered_to == Some(*sink) { ALL_DELIVERED } else { length },
             undelivered_records: Some(0),
             position_file: None,
         })
@@ -87,6 +103,7 @@ pub(super) fn create_segment(directory: &Path, number: u64, sinks: &[&'static st
         file: Arc::new(file),
         length,
         is_adopted: false,
+        delivered_to,
         append_times: AppendTimes::default(),
         positions,
     })
@@ -161,7 +178,7 @@ pub(super) fn remove_stray_files(directory: &Path) {
         let path = entry.path();
         let Some(extension) = path.extension().and_then(|extension| extension.to_str()) else { continue };
         let is_stray = if extension.starts_with("at-") {
-            ![OPEN_EXTENSION, SEALED_EXTENSION]
+            ![OPEN_EXTENSION, SEALED_EXTENSION, UNLOCKED_EXTENSION]
                 .iter()
                 .any(|extension| path.with_extension(extension).exists())
         } else {
@@ -221,6 +238,7 @@ fn adopt_segment(
         file: Arc::new(file),
         length,
         is_adopted: true,
+        delivered_to: None,
         append_times: AppendTimes::default(),
         positions,
     };
@@ -262,6 +280,11 @@ pub(super) fn segment_path(directory: &Path, name: &str, extension: &str) -> Pat
     directory.join(format!("{name}.{extension}"))
 }
 
+/// The content of a position file. The number has a fixed width, so that it overwrites the previous one completely.
+fn position_line(offset: u64) -> String {
+    format!("{offset:020}\n")
+}
+
 pub(super) fn position_path(directory: &Path, name: &str, sink: &str) -> PathBuf {
     directory.join(format!("{name}.at-{sink}"))
 }
@@ -287,9 +310,16 @@ impl Segment {
     pub(super) fn on_appended(&mut self, bytes: u64, records: u64, now: SystemTime) {
         self.append_times.note(self.length, now);
         self.length += bytes;
-        for position in &mut self.positions {
+        for position in
+            self.positions.iter_mut().filter(|position| position.delivered_offset != ALL_DELIVERED)
+        {
             position.undelivered_records = position.undelivered_records.map(|count| count + records);
         }
+    }
+
+    /// The sink that got the records of the segment before they were appended to it.
+    pub(super) fn delivered_to(&self) -> Option<&'static str> {
+        self.delivered_to
     }
 
     /// When the record at this offset was appended; `None` if another process did that.
@@ -353,9 +383,8 @@ impl Segment {
                 OpenOptions::new().write(true).create(true).truncate(false).mode(0o640).open(path).ok();
         }
         if let Some(file) = &position.position_file {
-            // If this fails, the sink gets these records again after a crash: delivery is at least once. The
-            // number has a fixed width, so that it overwrites the previous one completely.
-            let _ = file.write_all_at(format!("{offset:020}\n").as_bytes(), 0);
+            // If this fails, the sink gets these records again after a crash: delivery is at least once.
+            let _ = file.write_all_at(position_line(offset).as_bytes(), 0);
         }
         let all_delivered = self.positions.iter().map(|position| position.delivered_offset).min();
         self.append_times.forget_before(all_delivered.unwrap_or(offset));

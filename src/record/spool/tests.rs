@@ -18,7 +18,7 @@ fn append_records(spool: &mut Spool, records: impl IntoIterator<Item = String>) 
     records
         .into_iter()
         .for_each(|record| frames.push_record(|buffer| buffer.extend_from_slice(record.as_bytes())));
-    spool.append(&frames, Instant::now())
+    spool.append(&mut frames, None, Instant::now())
 }
 
 fn numbered_records(range: std::ops::Range<usize>) -> impl Iterator<Item = String> {
@@ -127,6 +127,35 @@ fn two_processes_share_the_directory_and_the_survivor_adopts_the_segments() {
 }
 
 #[test]
+fn a_sink_that_has_records_already_does_not_get_them_from_the_spool() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut spool, readers) = open_spool(directory.path(), 1 << 20);
+    let mut frames = FrameBuffer::default();
+    for (n, delivered_to) in [(0, None), (1, Some("one")), (2, Some("one")), (3, None), (4, Some("one"))] {
+        frames.push_record(|buffer| buffer.extend_from_slice(format!("record {n}").as_bytes()));
+        assert_eq!(spool.append(&mut frames, delivered_to, Instant::now()), 0);
+        frames.clear();
+    }
+    let expected = ["record 0".to_owned(), "record 3".to_owned()];
+    assert!(!spool.is_delivered_to("one"));
+    let backlog = spool.view().backlogs()[0].1;
+    assert_eq!((backlog.records, spool.is_delivered_to("nobody")), (Some(2), true));
+    assert_eq!(read_records(&readers[0], 1 << 20, 0), expected[..1]);
+    // A process that adopts the segments knows it, too.
+    std::mem::forget(readers);
+    let names: Vec<String> = spool.shared.lock().segments.keys().cloned().collect();
+    for name in names {
+        let file = spool.shared.lock().segments[&name].file();
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::Unlock).unwrap();
+    }
+    std::mem::forget(spool);
+    let (spool, readers) = open_spool(directory.path(), 1 << 20);
+    assert_eq!(read_records(&readers[0], 1 << 20, usize::MAX), expected);
+    assert!(spool.is_delivered_to("one") && !spool.is_delivered_to("two"));
+    assert_eq!(read_records(&readers[1], 1 << 20, usize::MAX), numbered_records(0..5).collect::<Vec<_>>());
+}
+
+#[test]
 fn beyond_the_size_limit_the_oldest_records_are_dropped_and_counted() {
     let directory = tempfile::tempdir().unwrap();
     let maximum = 64 * 1024;
@@ -195,19 +224,19 @@ fn a_directory_that_cannot_be_used_is_tried_again() {
         numbered_records(range).for_each(|record| frames.push_record(|buffer| buffer.extend(record.bytes())));
         frames
     };
-    assert_eq!(spool.append(&frames(0..10), started), 10);
+    assert_eq!(spool.append(&mut frames(0..10), None, started), 10);
     spool.maintain(started + WRITE_RETRY_INTERVAL);
     assert!(spool.is_failing());
     fs::remove_file(&directory).unwrap();
     spool.maintain(started + 2 * WRITE_RETRY_INTERVAL);
-    assert_eq!(spool.append(&frames(10..20), started + 2 * WRITE_RETRY_INTERVAL), 0);
+    assert_eq!(spool.append(&mut frames(10..20), None, started + 2 * WRITE_RETRY_INTERVAL), 0);
     spool.maintain(started + 2 * WRITE_RETRY_INTERVAL + RECOVERY_INTERVAL);
     assert!(!spool.is_failing());
     // Nor are records lost when somebody deletes the directory.
     fs::remove_dir_all(&directory).unwrap();
     spool.maintain(started + Duration::from_secs(60));
     assert!(!spool.is_failing());
-    assert_eq!(spool.append(&frames(20..30), started + Duration::from_secs(60)), 0);
+    assert_eq!(spool.append(&mut frames(20..30), None, started + Duration::from_secs(60)), 0);
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
     let expected: Vec<String> = numbered_records(10..30).collect();
     assert_eq!(read_records(&readers[0], 1 << 20, usize::MAX), expected);

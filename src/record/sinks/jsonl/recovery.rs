@@ -7,8 +7,6 @@ use std::io::{self, Read as _, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
-
 use super::rotation::list_rotated_files;
 
 /// How much of the end of the file is searched. A batch that was written but not marked as delivered is
@@ -17,18 +15,18 @@ const MAX_TAIL_BYTES: u64 = 16 * 1024 * 1024;
 /// The first bytes of every record.
 const RECORD_PREFIX: &[u8] = b"{\"time\":\"";
 
-/// Opens the file for appending, creates it if necessary, and repairs its last line.
-pub(super) fn open_and_repair(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().append(true).read(true).create(true).mode(0o640).open(path)?;
-    flock(&file, FlockOperation::LockExclusive)?;
-    let repaired = repair_last_line(&file);
-    flock(&file, FlockOperation::Unlock)?;
-    repaired.map(|()| file)
+/// Opens the file for appending, and creates it if necessary.
+pub(super) fn open_for_appending(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).read(true).create(true).mode(0o640).open(path)
 }
 
-/// Makes the file end with a whole line: cuts off an incomplete record, or ends a line that is no record.
-fn repair_last_line(mut file: &File) -> io::Result<()> {
-    let length = file.metadata()?.len();
+/// Makes the locked file of this length end with a whole line: cuts off an incomplete record, or ends a line that is
+/// no record.
+pub(super) fn repair_last_line(mut file: &File, length: u64) -> io::Result<()> {
+    let mut last_byte = [0];
+    if length == 0 || file.read_at(&mut last_byte, length - 1)? == 1 && last_byte == *b"\n" {
+        return Ok(());
+    }
     let start = length.saturating_sub(MAX_TAIL_BYTES);
     let mut tail = vec![0; usize::try_from(length - start).unwrap_or(0)];
     file.read_exact_at(&mut tail, start)?;
@@ -99,7 +97,7 @@ mod tests {
             ("one\n{\"name\":1}", "one\n{\"name\":1}\n"),
         ] {
             fs::write(&path, content).unwrap();
-            open_and_repair(&path).unwrap();
+            repair_last_line(&open_for_appending(&path).unwrap(), content.len() as u64).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), expected);
         }
         fs::write(&path, "{\"request_id\":\"a\"}\n{\"request_id\":\"b\",").unwrap();

@@ -1,0 +1,191 @@
+//! Makes the records of finished exchanges and writes them.
+//!
+//! They go to the file of the JSON lines sink at once. What that file does not take, and what another sink has to
+//! deliver, goes to the spool. All records that are passed together are in one write.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use log::error;
+
+use super::delivery;
+use super::exchange::{CapturePolicy, FinishedExchange};
+use super::line::RecordLine;
+use super::sinks::jsonl::LineFile;
+use super::spool::{FrameBuffer, Spool};
+use super::traces::{AnswerFacts, Tracer};
+use super::writer::SharedWriterState;
+
+/// Where records go.
+pub(super) struct RecordAppender {
+    /// `None` if no records are kept.
+    spool: Option<Spool>,
+    jsonl: Option<DirectFile>,
+    has_other_sinks: bool,
+    /// `None` without a `traces` block.
+    tracer: Option<Tracer>,
+    frames: FrameBuffer,
+}
+
+/// The file of the JSON lines sink.
+struct DirectFile {
+    file: Arc<Mutex<LineFile>>,
+    /// Whether the file took the last records. If not, the next ones follow them into the spool until the sink has
+    /// delivered all that is there.
+    is_up_to_date: bool,
+}
+
+impl RecordAppender {
+    /// Records go to `jsonl`, if that is configured, and to the spool if that fails or there are other sinks. Without a
+    /// spool, exchanges are only counted.
+    pub(super) fn new(
+        spool: Option<Spool>,
+        jsonl: Option<Arc<Mutex<LineFile>>>,
+        has_other_sinks: bool,
+        tracer: Option<Tracer>,
+    ) -> Self {
+        let jsonl = jsonl.map(|file| DirectFile { file, is_up_to_date: true });
+        Self { spool, jsonl, has_other_sinks, tracer, frames: FrameBuffer::default() }
+    }
+
+    /// Makes the record of an exchange, which also counts it, and adds it to the next write. Passes the exchange on
+    /// if its trace is exported.
+    pub(super) fn push(
+        &mut self,
+        shared: &SharedWriterState,
+        exchange: FinishedExchange,
+        policy: CapturePolicy,
+    ) {
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.push_record(shared, exchange, policy)));
+        if outcome.is_err() {
+            error!("a record could not be made and is dropped: this is a bug in aoai-lb");
+            shared.metrics.count_records(delivery::SPOOL, "dropped", 1);
+        }
+    }
+
+    fn push_record(
+        &mut self,
+        shared: &SharedWriterState,
+        mut exchange: FinishedExchange,
+        policy: CapturePolicy,
+    ) {
+        let is_traced = self.tracer.as_mut().is_some_and(|tracer| {
+            tracer.identify(&mut exchange);
+            tracer.includes(&exchange)
+        });
+        let redactor = shared.redactor.load();
+        let pricing = shared.pricing.load();
+        let record = exchange.count_and_render_record(
+            policy,
+            &redactor,
+            &shared.metrics,
+            &shared.stored_usage,
+            pricing.as_deref(),
+        );
+        if self.spool.is_some() {
+            self.frames.push_record(|buffer| record.write_json(buffer));
+        }
+        if is_traced && let Some(tracer) = &self.tracer {
+            let RecordLine { model, service_tier, finish_reason, usage, usage_source, .. } = record;
+            tracer.enqueue(exchange, AnswerFacts { model, service_tier, finish_reason, usage, usage_source });
+        }
+    }
+
+    /// Writes the records that were added since the last call. Those that cannot be written are lost and counted.
+    pub(super) fn write(&mut self, shared: &SharedWriterState) {
+        if self.frames.is_empty() {
+            return;
+        }
+        let delivered_to = self.deliver_at_once(shared);
+        let Some(spool) = &mut self.spool else { return };
+        let record_count = self.frames.record_count();
+        let lost = if delivered_to.is_none() || self.has_other_sinks {
+            spool.append(&mut self.frames, delivered_to, Instant::now())
+        } else {
+            0
+        };
+        shared.metrics.count_records(delivery::SPOOL, "dropped", lost);
+        shared.metrics.count_records(delivery::SPOOL, "written", record_count - lost);
+        self.frames.clear();
+    }
+
+    /// Appends the records to the file of the JSON lines sink, unless older ones wait in the spool or somebody else
+    /// has locked the file. Returns the sink's name if they are in the file.
+    fn deliver_at_once(&mut self, shared: &SharedWriterState) -> Option<&'static str> {
+        let jsonl = self.jsonl.as_mut()?;
+        if !jsonl.is_up_to_date && !self.spool.as_ref()?.is_delivered_to(delivery::JSONL) {
+            return None;
+        }
+        jsonl.is_up_to_date = false;
+        // The sink's thread locks it when it writes what was in the spool: nothing is to wait for that.
+        let mut file = jsonl.file.try_lock().ok()?;
+        let locked = file.lock(Duration::ZERO);
+        match locked.and_then(|locked| locked.append(self.frames.records())) {
+            Ok(()) => {
+                jsonl.is_up_to_date = true;
+                shared.metrics.count_records(delivery::JSONL, "delivered", self.frames.record_count());
+                Some(delivery::JSONL)
+            }
+            Err(problem) => {
+                if problem.kind() != std::io::ErrorKind::WouldBlock {
+                    file.on_write_failed(&problem);
+                }
+                None
+            }
+        }
+    }
+
+    /// To be called every second or so: looks after the spool.
+    pub(super) fn maintain(&mut self, shared: &SharedWriterState) {
+        if let Some(spool) = &mut self.spool {
+            spool.maintain(Instant::now());
+        }
+        self.report_spool_failure(shared);
+    }
+
+    /// To be called every now and then: looks for segments of processes that have ended.
+    pub(super) fn adopt_orphans(&mut self) {
+        if let Some(spool) = &mut self.spool {
+            spool.adopt_orphans();
+        }
+    }
+
+    /// Whether the spool cannot be written to at the moment.
+    pub(super) fn is_failing(&self) -> bool {
+        self.spool.as_ref().is_some_and(Spool::is_failing)
+    }
+
+    /// Reports whether records can be written.
+    pub(super) fn report_spool_failure(&self, shared: &SharedWriterState) {
+        let Some(spool) = &self.spool else { return };
+        let deliveries = &shared.metrics.deliveries;
+        match spool.failure() {
+            Some(problem) => deliveries.on_failed(delivery::SPOOL, problem, SystemTime::now()),
+            None => deliveries.on_working(delivery::SPOOL),
+        }
+    }
+
+    /// Updates the metrics of the spool.
+    pub(super) fn publish_spool_metrics(&self, shared: &SharedWriterState) {
+        let Some(spool) = &self.spool else { return };
+        self.report_spool_failure(shared);
+        shared.metrics.set_spool_bytes(spool.undelivered_bytes());
+        for (sink, lost) in spool.take_lost_record_counts() {
+            shared.metrics.count_records(sink, "lost", lost);
+        }
+    }
+
+    /// Whether nothing is written any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.spool.is_none()
+    }
+
+    /// Ends the spool, which its readers then read to its end, and the traces.
+    pub(super) fn close(&mut self) {
+        if let Some(spool) = self.spool.take() {
+            spool.close();
+        }
+        self.tracer = None;
+    }
+}
