@@ -24,11 +24,16 @@ pub struct ScenarioTable {
     pub excluded: Vec<(&'static str, &'static str)>,
 }
 
+/// The columns that are also shown relative to bare Pingora.
+const COSTS: [&str; 2] = ["cpu_us", "paced_cpu_us"];
+
 /// The columns of a table: name of the value, heading, digits after the point.
-const COLUMNS: [(&str, &str, usize); 14] = [
+const COLUMNS: [(&str, &str, usize); 16] = [
     ("cpu_us", "CPU µs", 1),
     ("per_second", "per second", 0),
     ("busy_percent", "busy %", 0),
+    ("paced_cpu_us", "CPU µs at a fixed rate", 0),
+    ("paced_switches", "context switches", 1),
     ("p50_us", "added p50 µs", 0),
     ("p99_us", "added p99 µs", 0),
     ("first_p50_us", "first event + p50 µs", 0),
@@ -102,11 +107,11 @@ impl ScenarioTable {
         runs.iter().filter_map(of_run).collect()
     }
 
-    /// The processor time relative to bare Pingora, run by run.
-    fn ratio_to_bare(&self, kind: GatewayKind) -> Option<MedianInterval> {
-        let bare_costs = self.values(GatewayKind::BarePingora, "cpu_us");
+    /// The processor time of this name relative to bare Pingora, run by run.
+    fn ratio_to_bare(&self, kind: GatewayKind, name: &str) -> Option<MedianInterval> {
+        let bare_costs = self.values(GatewayKind::BarePingora, name);
         let ratios: Vec<_> =
-            self.values(kind, "cpu_us").iter().zip(&bare_costs).map(|(own, bare)| own / bare).collect();
+            self.values(kind, name).iter().zip(&bare_costs).map(|(own, bare)| own / bare).collect();
         (!ratios.is_empty()).then(|| MedianInterval::of(ratios))
     }
 
@@ -114,24 +119,24 @@ impl ScenarioTable {
         let is_used = |name: &str| self.rows.iter().any(|(kind, _)| !self.values(*kind, name).is_empty());
         let columns: Vec<_> = COLUMNS.iter().filter(|(name, ..)| is_used(name)).collect();
         let mut text = format!("**{}**\n\n| |", self.title);
-        let has_cpu = is_used("cpu_us");
+        let cost_count = COSTS.iter().filter(|name| is_used(name)).count();
         for (name, heading, _) in &columns {
             let _ = write!(text, " {heading} |");
-            if *name == "cpu_us" {
+            if COSTS.contains(name) {
                 text.push_str(" of bare Pingora |");
             }
         }
         text.push_str("\n| --- |");
-        text.push_str(&" ---: |".repeat(columns.len() + usize::from(has_cpu)));
+        text.push_str(&" ---: |".repeat(columns.len() + cost_count));
         text.push('\n');
         for (kind, _) in &self.rows {
             let _ = write!(text, "| {} |", kind.name());
             for (name, _, digits) in &columns {
                 match self.median(*kind, name) {
                     None => text.push_str(" |"),
-                    Some(MedianInterval { value, low, high }) if *name == "cpu_us" => {
+                    Some(MedianInterval { value, low, high }) if COSTS.contains(name) => {
                         let _ = write!(text, " {value:.digits$} ({low:.digits$} to {high:.digits$}) |");
-                        match self.ratio_to_bare(*kind) {
+                        match self.ratio_to_bare(*kind, name) {
                             Some(MedianInterval { value, low, high }) => {
                                 let _ = write!(text, " {value:.2} ({low:.2} to {high:.2}) |");
                             }
@@ -162,8 +167,10 @@ impl ScenarioTable {
             });
             let mut row: serde_json::Map<_, _> = used.collect();
             row.insert("subject".into(), kind.name().into());
-            if let Some(MedianInterval { value, low, high }) = self.ratio_to_bare(*kind) {
-                row.insert("cpu_of_bare".into(), json!({ "median": value, "low": low, "high": high }));
+            for (cost, ratio) in COSTS.iter().zip(["cpu_of_bare", "paced_cpu_of_bare"]) {
+                if let Some(MedianInterval { value, low, high }) = self.ratio_to_bare(*kind, cost) {
+                    row.insert(ratio.into(), json!({ "median": value, "low": low, "high": high }));
+                }
             }
             Value::Object(row)
         });

@@ -166,6 +166,18 @@ impl RunningGateway {
         Duration::from_millis(10) * ticks.sum::<u32>()
     }
 
+    /// How often its threads have been switched to another so far.
+    pub fn context_switches(&self) -> u64 {
+        let tasks = self.pids().into_iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok());
+        let statuses =
+            tasks.flatten().flatten().filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+        let switches = statuses.map(|status| {
+            let counts = status.lines().filter_map(|line| line.split_once("voluntary_ctxt_switches:"));
+            counts.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum::<u64>()
+        });
+        switches.sum()
+    }
+
     /// Resident memory in KiB; memory that its processes share counts once.
     pub fn memory_kib(&self) -> u64 {
         let kib = self.pids().into_iter().map(|pid| {

@@ -263,3 +263,71 @@ fn write_all_vectored(mut file: &File, mut slices: &mut [IoSlice<'_>]) -> io::Re
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line_file(directory: &std::path::Path, rotate_at_bytes: u64) -> LineFile {
+        let path = directory.join("x.jsonl");
+        LineFile::new(&JsonlConfig { path, rotate_at_bytes, max_rotated_files: 3 }, &Arc::default())
+    }
+
+    fn append(file: &mut LineFile, records: &[&str]) -> io::Result<()> {
+        file.lock(Duration::ZERO)?.append(records.iter().map(|record| record.as_bytes()))
+    }
+
+    #[test]
+    fn lines_are_whole_whatever_others_do_to_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.jsonl");
+        let text = || fs::read_to_string(&path).unwrap();
+        let mut file = line_file(directory.path(), 1000);
+        append(&mut file, &["{\"time\":\"1", "{\"time\":\"2"]).unwrap();
+        assert_eq!(text(), "{\"time\":\"1\n{\"time\":\"2\n");
+        // Another process was killed while it wrote.
+        let mut other = open_for_appending(&path).unwrap();
+        other.write_all(b"{\"time\":\"2026-").unwrap();
+        append(&mut file, &["3"]).unwrap();
+        assert_eq!(text(), "{\"time\":\"1\n{\"time\":\"2\n3\n");
+        // An operator empties it, or writes a line without its end.
+        other.set_len(0).unwrap();
+        append(&mut file, &["4"]).unwrap();
+        other.write_all(b"a note").unwrap();
+        append(&mut file, &["5"]).unwrap();
+        assert_eq!(text(), "4\na note\n5\n");
+        fs::rename(&path, directory.path().join("taken")).unwrap();
+        append(&mut file, &["6"]).unwrap();
+        fs::remove_file(&path).unwrap();
+        append(&mut file, &["7"]).unwrap();
+        assert_eq!(text(), "7\n");
+    }
+
+    #[test]
+    fn a_full_file_is_rotated_and_one_that_another_process_has_rotated_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.jsonl");
+        let (mut one, mut two) = (line_file(directory.path(), 10), line_file(directory.path(), 10));
+        append(&mut one, &["123"]).unwrap();
+        append(&mut two, &["456789"]).unwrap();
+        assert!(!path.exists());
+        append(&mut one, &["a"]).unwrap();
+        append(&mut two, &["b"]).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "a\nb\n");
+        assert_eq!(super::super::list_rotated_files(&path).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_lock_of_another_process_is_waited_for_only_so_long() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut file = line_file(directory.path(), 1000);
+        let other = open_for_appending(&directory.path().join("x.jsonl")).unwrap();
+        flock(&other, FlockOperation::LockExclusive).unwrap();
+        assert_eq!(append(&mut file, &["1"]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(file.lock(2 * LOCK_RETRY_INTERVAL).is_err());
+        flock(&other, FlockOperation::Unlock).unwrap();
+        append(&mut file, &["1"]).unwrap();
+        // Its own lock is released after each write.
+        flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+    }
+}
