@@ -59,6 +59,7 @@ use self::sinks::{jsonl, log_analytics};
 use self::spool::{Spool, SpoolView};
 use self::stored_usage::StoredUsage;
 use self::traces::TracesControl;
+use self::write_pace::WritePace;
 use self::writer::{RecordQueue, WriteReceipt};
 use crate::config::{Config, JsonlConfig, SpoolConfig};
 use crate::credentials::Keyring;
@@ -157,7 +158,7 @@ impl Recorder {
         let Some(config) = &config.record else {
             let redactor = Arc::<ArcSwap<Redactor>>::default();
             let appender = RecordAppender::new(None, None, false, tracer);
-            let (queue, writer) = writer::start_writer(appender, false, &redactor, &pricing, &metrics)?;
+            let (queue, writer) = writer::start_writer(appender, None, &redactor, &pricing, &metrics)?;
             threads.push(writer);
             return Ok(Self {
                 queue,
@@ -202,7 +203,9 @@ impl Recorder {
         let spool_view = Some(spool.view());
         let line_file = jsonl.as_ref().map(|control| control.file());
         let appender = RecordAppender::new(Some(spool), line_file, log_analytics.is_some(), tracer);
-        let (queue, writer) = writer::start_writer(appender, true, &redactor, &pricing, &metrics)?;
+        let file_directory = config.jsonl.as_ref().and_then(|jsonl| jsonl.path.parent());
+        let pace = WritePace::of([&*config.spool.directory].into_iter().chain(file_directory));
+        let (queue, writer) = writer::start_writer(appender, Some(pace), &redactor, &pricing, &metrics)?;
         threads.push(writer);
         Ok(Self {
             queue,

@@ -62,8 +62,8 @@ pub struct RecordQueue {
 pub(super) struct SharedWriterState {
     queue: ExchangeQueue,
     appender: Mutex<RecordAppender>,
-    pace: WritePace,
-    writes_records: bool,
+    /// `None` if no records are written.
+    pace: Option<WritePace>,
     pub(super) redactor: Arc<ArcSwap<Redactor>>,
     pub(super) pricing: Arc<ArcSwapOption<Pricing>>,
     pub(super) metrics: Arc<Metrics>,
@@ -73,13 +73,13 @@ pub(super) struct SharedWriterState {
     is_overflowing: AtomicBool,
 }
 
-/// Starts the threads of the writer. Exchanges are only counted unless the appender `writes_records`.
+/// Starts the threads of the writer. Exchanges are only counted if records have no `pace`.
 ///
 /// # Errors
 /// If a thread cannot be started.
 pub(super) fn start_writer(
     appender: RecordAppender,
-    writes_records: bool,
+    pace: Option<WritePace>,
     redactor: &Arc<ArcSwap<Redactor>>,
     pricing: &Arc<ArcSwapOption<Pricing>>,
     metrics: &Arc<Metrics>,
@@ -87,8 +87,7 @@ pub(super) fn start_writer(
     let shared = Arc::new(SharedWriterState {
         queue: ExchangeQueue::default(),
         appender: Mutex::new(appender),
-        pace: WritePace::default(),
-        writes_records,
+        pace,
         redactor: Arc::clone(redactor),
         pricing: Arc::clone(pricing),
         metrics: Arc::clone(metrics),
@@ -123,7 +122,7 @@ impl RecordQueue {
                 Err(unwritten) => exchange = unwritten,
             }
         }
-        let (written_sender, receipt) = if self.shared.writes_records {
+        let (written_sender, receipt) = if self.shared.writes_records() {
             let (written_sender, receipt) = oneshot::channel();
             (Some(written_sender), Some(receipt))
         } else {
@@ -133,7 +132,7 @@ impl RecordQueue {
         let (is_only_ready, dropped) = self.shared.queue.push(exchange, is_slow);
         self.shared.count_dropped(dropped);
         // With records, the caller wakes the writer, once for several exchanges.
-        if is_only_ready && !self.shared.writes_records {
+        if is_only_ready && !self.shared.writes_records() {
             self.writer_thread.unpark();
         }
         receipt
@@ -175,6 +174,10 @@ impl std::fmt::Debug for SharedWriterState {
 }
 
 impl SharedWriterState {
+    fn writes_records(&self) -> bool {
+        self.pace.is_some()
+    }
+
     fn lock_appender(&self) -> MutexGuard<'_, RecordAppender> {
         self.appender.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -185,9 +188,7 @@ impl SharedWriterState {
         exchange: Box<FinishedExchange>,
         policy: CapturePolicy,
     ) -> Result<(), Box<FinishedExchange>> {
-        if !self.writes_records || !self.pace.is_quick() {
-            return Err(exchange);
-        }
+        let Some(pace) = self.pace.as_ref().filter(|pace| pace.is_quick()) else { return Err(exchange) };
         let max_bytes = match self.redactor.load().is_empty() {
             true => MAX_IMMEDIATE_BYTES,
             false => MAX_IMMEDIATE_REDACTED_BYTES,
@@ -202,7 +203,7 @@ impl SharedWriterState {
         appender.push(self, *exchange, policy);
         let began = Instant::now();
         appender.write(self);
-        self.pace.note_write(began);
+        pace.note_write(began);
         Ok(())
     }
 
@@ -314,7 +315,7 @@ fn write_queued_records(shared: &SharedWriterState) {
             }
             let is_failing = shared.lock_appender().is_failing();
             park_timeout(if is_failing { SPOOL_MAINTENANCE_INTERVAL } else { ORPHAN_SCAN_INTERVAL });
-            if !shared.writes_records {
+            if !shared.writes_records() {
                 sleep(METRICS_ONLY_BATCH_DELAY);
             }
             continue;
@@ -328,7 +329,9 @@ fn write_queued_records(shared: &SharedWriterState) {
         }
         let began = Instant::now();
         appender.write(shared);
-        shared.pace.note_write(began);
+        if let Some(pace) = &shared.pace {
+            pace.note_write(began);
+        }
         // The receipts of lost records resolve too: nobody should wait for them. A receiver may be gone.
         written_senders.drain(..).for_each(|sender: oneshot::Sender<()>| {
             let _ = sender.send(());
