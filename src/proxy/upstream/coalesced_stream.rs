@@ -7,7 +7,7 @@
 //!
 //! It also checks the framing of responses before Pingora parses them.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -126,6 +126,29 @@ impl CoalescedStream {
         result
     }
 
+    /// Writes the pending bytes and, after them, new ones: of both as much as the inner connection takes. Returns how
+    /// many of the new ones are written.
+    fn poll_write_after_pending(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let pending = self.pending_bytes.len();
+            if pending == 0 {
+                return Pin::new(&mut self.inner).poll_write(cx, buf);
+            }
+            let slices = [IoSlice::new(&self.pending_bytes), IoSlice::new(buf)];
+            match ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, &slices))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written if written < pending => drop(self.pending_bytes.drain(..written)),
+                written => {
+                    // Frees the buffer: the connection may now be idle for a long time.
+                    self.pending_bytes = Vec::new();
+                    if written > pending {
+                        return Poll::Ready(Ok(written - pending));
+                    }
+                }
+            }
+        }
+    }
+
     /// Writes and flushes all that is pending, and notes whether that is done.
     fn poll_flush_pending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = match self.poll_write_pending(cx) {
@@ -173,12 +196,7 @@ impl AsyncWrite for CoalescedStream {
             self.pending_bytes.extend_from_slice(buf);
             return Poll::Ready(Ok(buf.len()));
         }
-        // In order: the new bytes come after those that are pending.
-        let written = match self.poll_write_pending(cx) {
-            Poll::Ready(Ok(())) => Pin::new(&mut self.inner).poll_write(cx, buf),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => Poll::Pending,
-        };
+        let written = self.poll_write_after_pending(cx, buf);
         if written.is_ready() || self.pending_bytes.len() > MAX_PENDING_BYTES {
             return written;
         }
