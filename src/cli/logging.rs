@@ -10,13 +10,18 @@ use log::{Level, Log, Metadata, Record};
 use super::engine_messages::in_plain_words;
 use super::log_limiter::{LogLimiter, place_of};
 
-/// The filter if `RUST_LOG` is not set: Pingora logs warnings and errors only.
+/// The filter of most commands if `RUST_LOG` is not set: Pingora logs warnings and errors only.
 const DEFAULT_FILTER: &str = "warn,aoai_lb=info";
 
 /// Starts logging with the filter of `RUST_LOG`.
 pub(super) fn init_logging() {
+    init_logging_with_filter(DEFAULT_FILTER);
+}
+
+/// Starts logging with the filter of `RUST_LOG`, or if that is not set, with this one.
+pub(super) fn init_logging_with_filter(default_filter: &'static str) {
     let mut builder =
-        env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(DEFAULT_FILTER));
+        env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default_filter));
     if is_stderr_journal() {
         builder.format(|out, record| {
             // sd-daemon(3): the journal takes the priority from the line, and knows the time.

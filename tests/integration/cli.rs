@@ -1,4 +1,4 @@
-//! The commands of the binary: check, run, keys, demo, usage, and signals while it runs.
+//! The commands of the binary: check, run, keys, usage, and signals while it runs.
 
 use crate::support;
 
@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::time::Instant;
 
 use aoai_lb::demo::Mood;
-use support::{Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, all_backends_yaml, start_simulator};
+use support::{Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, all_backends_yaml, start_simulator};
 
 fn run_aoai_lb(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aoai-lb"));
@@ -166,48 +166,6 @@ async fn sigint_cuts_a_slow_shutdown_short() {
     .await;
     balancer.send_signal("INT");
     assert_eq!(balancer.wait_for_exit().await, 0);
-}
-
-#[tokio::test]
-async fn the_demo_prints_a_request_that_works() {
-    use std::io::{BufRead, BufReader};
-    let directory = tempfile::tempdir().unwrap();
-    let listener = format!("127.0.0.1:{}", support::free_port());
-    let admin = format!("127.0.0.1:{}", support::free_port());
-    let mut child = Command::new(env!("CARGO_BIN_EXE_aoai-lb"))
-        .args(["demo", "--listen", &listener, "--admin", &admin])
-        // Where its records go.
-        .env("TMPDIR", directory.path())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut output_text = String::new();
-    while !output_text.contains("Stop it with") {
-        output_text += &(lines.next().unwrap().unwrap() + "\n");
-    }
-    let key = output_text.split("api-key: ").nth(1).unwrap().split('"').next().unwrap();
-    let target = output_text
-        .split(&format!("http://{listener}"))
-        .find(|remainder| remainder.starts_with("/openai"))
-        .unwrap();
-    let target = target.split('"').next().unwrap();
-    let address = listener.parse().unwrap();
-    let deadline = Instant::now() + support::TEST_TIMEOUT;
-    let mut client = loop {
-        match Client::try_connect(address).await {
-            Ok(client) => break client,
-            Err(error) => assert!(Instant::now() < deadline, "{error}"),
-        }
-    };
-    let response = client.post(target, &[("api-key", key)], CHAT_BODY.as_bytes()).await;
-    assert_eq!(response.status, 200, "{}", response.text());
-    let mut admin = Client::connect(admin.parse().unwrap()).await;
-    let status = admin.get("/api/status", &[("Host", "127.0.0.1")]).await.json();
-    assert_eq!(status["backends"].as_array().unwrap().len(), 4, "one is the provisioned part of a resource");
-    let pid = child.id().to_string();
-    assert!(Command::new("kill").args(["-s", "INT", &pid]).status().unwrap().success());
-    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[tokio::test]

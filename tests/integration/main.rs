@@ -26,6 +26,7 @@ mod config_files;
 mod connections;
 mod credential_leaks;
 mod credentials;
+mod demo;
 mod disabled_backends;
 mod documentation;
 mod drains;

@@ -18,13 +18,14 @@ import environments
 from browser import StatusPage
 from demo import running_demo
 
-# Enough for the charts to have lines.
-REQUESTS = 120
-SECONDS = 300
+# Enough for the charts to have lines, and for each step of the story to have been seen.
+REQUESTS = 260
+SECONDS = 400
 REQUEST_COUNT = """\
 Number([...document.querySelectorAll('#figures > div')].find(n => /^Since the start/.test(n.textContent))
   ?.querySelector('dd').textContent.replaceAll(',', '') ?? 0)
 """
+IS_COOLING = "document.getElementById('backend-table').textContent.includes('cooling')"
 
 
 def main():
@@ -38,6 +39,7 @@ def main():
             page.set_viewport(width=1280, height=860)
             page.open(f"http://{demo.admin}/")
             page.wait_until(lambda: page.evaluate(REQUEST_COUNT) >= REQUESTS, f"expected {REQUESTS} requests", SECONDS)
+            page.wait_until(lambda: page.evaluate(IS_COOLING), "expected the provisioned deployment to be full", SECONDS)
             picture = page.run_devtools_command("Page.captureScreenshot", format="png")["data"]
         finally:
             page.driver.quit()

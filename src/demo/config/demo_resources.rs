@@ -6,11 +6,16 @@ use crate::demo::resource::definition::{ResponseTiming, SimulatedResource};
 use crate::demo::resource::rate_limiter::DeploymentKind;
 use crate::demo::util::ids::{IdForm, IdGenerator};
 
+/// What a user's own requests are for.
 const CHAT_MODEL: &str = "gpt-4o";
+/// More than the agents of one user need, whose conversations stay on one resource and are counted whole in each turn.
+const CHAT_TOKENS_PER_MINUTE: u64 = 100_000_000;
+/// What the demo fills the provisioned deployment of.
+const PROVISIONED_MODEL: &str = "gpt-4.1";
 const EMBEDDING_MODEL: &str = "text-embedding-3-small";
 
-/// The resources of `aoai-lb demo`, on free ports, each with an API key that is generated for this run. The first
-/// has a small provisioned deployment besides a standard one, so that its conversations go on when that is busy.
+/// The resources of `aoai-lb demo`, on free ports, each with an API key that is generated for this run. The first has
+/// a small provisioned deployment of a model of its own. All three serve that model as well, for when it is full.
 pub fn demo_resources() -> Vec<SimulatedResource> {
     let ids = IdGenerator::new(IdForm::Chained);
     let standard =
@@ -24,16 +29,28 @@ pub fn demo_resources() -> Vec<SimulatedResource> {
         },
         ..SimulatedResource::new(name).with_api_key(ids.new_hex_id("", 32))
     };
-    let provisioned = DeploymentKind::Provisioned { tokens_per_minute: 2_000, output_weight: 4 };
+    let provisioned = DeploymentKind::Provisioned { tokens_per_minute: 3_000, output_weight: 4 };
+    let with_chat =
+        |resource: SimulatedResource| {
+            resource
+                .with_deployment(CHAT_MODEL, CHAT_MODEL, standard(CHAT_TOKENS_PER_MINUTE))
+                .with_deployment(PROVISIONED_MODEL, PROVISIONED_MODEL, standard(120_000))
+        };
     vec![
-        resource("eastus", "East US", 80, 15)
-            .with_deployment("gpt-4o-ptu", CHAT_MODEL, provisioned)
-            .with_deployment(CHAT_MODEL, CHAT_MODEL, standard(30_000)),
-        resource("westus", "West US", 180, 25)
-            .with_deployment(CHAT_MODEL, CHAT_MODEL, standard(30_000))
-            .with_deployment(EMBEDDING_MODEL, EMBEDDING_MODEL, standard(120_000)),
-        resource("sweden", "Sweden Central", 260, 35)
-            .with_deployment(CHAT_MODEL, CHAT_MODEL, standard(60_000))
-            .with_deployment(EMBEDDING_MODEL, EMBEDDING_MODEL, standard(120_000)),
+        with_chat(resource("eastus", "East US", 80, 15)).with_deployment(
+            format!("{PROVISIONED_MODEL}-ptu"),
+            PROVISIONED_MODEL,
+            provisioned,
+        ),
+        with_chat(resource("westus", "West US", 180, 25)).with_deployment(
+            EMBEDDING_MODEL,
+            EMBEDDING_MODEL,
+            standard(1_000_000),
+        ),
+        with_chat(resource("sweden", "Sweden Central", 260, 35)).with_deployment(
+            EMBEDDING_MODEL,
+            EMBEDDING_MODEL,
+            standard(1_000_000),
+        ),
     ]
 }
