@@ -6,7 +6,10 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use aoai_lb::admission::limits::{ClientLimiter, Demand, LimitKind, Settlement, UsedTokens};
+use aoai_lb::admission::limits::{
+    ClientAccounts, ClientLimiter, Demand, LeaseDesk, LeaseGrant, LimitKind, ReportKind, Reservation,
+    Settlement, UsedTokens,
+};
 use aoai_lb::azure;
 use aoai_lb::azure::Operation;
 use aoai_lb::azure::request::json_body::BodyFacts;
@@ -27,13 +30,20 @@ use aoai_lb::record::exchange::{CapturedRequest, CapturedResponse, ExchangeOutco
 use aoai_lb::record::redact::Redactor;
 use aoai_lb::routing::retry_plan::{NextStep, RetryPlan};
 use bytes::Bytes;
+use futures::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 const KEY: &str = "key-of-team-a";
 const CLASSIC: &[u8] = b"/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21";
+/// Each limit of a client, which no step reaches.
+const LIMIT: u64 = 1 << 40;
 const V1: &[u8] = b"/openai/v1/chat/completions";
 /// A target of Responses.
 const RESPONSES: &[u8] = b"/openai/v1/responses";
+
+/// What a request may use.
+const DEMAND: Demand =
+    Demand { prompt_bytes: 1000, max_output_tokens: Some(50), choices: 1, has_output: true };
 
 /// A step with its name.
 pub type Step = (&'static str, Box<dyn FnMut()>);
@@ -48,8 +58,8 @@ struct GatewayFixture {
 
 impl GatewayFixture {
     /// All limits there are, in total and for the deployment.
-    fn limiter(&self) -> Arc<ClientLimiter> {
-        let limit = Some(1 << 40);
+    fn limiter(&self, accounts: &ClientAccounts) -> Arc<ClientLimiter> {
+        let limit = Some(LIMIT);
         let all = config::LimitSet {
             requests_per_minute: limit,
             tokens_per_minute: limit,
@@ -60,9 +70,29 @@ impl GatewayFixture {
         let own = (DeploymentName::parse("gpt-4o").expect("it is a name"), all);
         let limits = Arc::new(config::ClientLimits { total: all, deployments: [own].into() });
         let process = &self.gateway.process_state;
-        let account = process.client_accounts.find_or_create(None);
+        let account = accounts.find_or_create(None);
         let open_budget = |deployment: Option<&DeploymentName>| process.budgets.open(None, deployment);
         Arc::new(ClientLimiter::new(limits, &config::LimitsConfig::default(), account, &open_budget))
+    }
+
+    /// The same limits, shared with other instances, of which this one has leased more than it will need.
+    fn shared_limits(&self) -> SharedLimits {
+        let now = self.received.instant;
+        let (accounts, (desk, _)) = (ClientAccounts::new(now), LeaseDesk::new());
+        accounts.share(Arc::clone(&desk));
+        let limits = SharedLimits { limiter: self.limiter(&accounts), desk };
+        // The server is away: the request is admitted without a lease, and reported afterwards.
+        let deployment = DeploymentName::parse("gpt-4o").expect("it is a name");
+        let reservation = limits.reserve(Some(&deployment), now, SystemTime::UNIX_EPOCH);
+        limits.desk.set_up(0);
+        let account = accounts.find(None).expect("the limiter has one");
+        let report = account.begin_report(&limits.desk, ReportKind::Changes, now, SystemTime::UNIX_EPOCH);
+        let report = report.expect("no other one is on its way");
+        let grant = LeaseGrant { granted: LIMIT / 4, room: LIMIT / 2, ..LeaseGrant::default() };
+        let grants = vec![grant; report.limits().len()];
+        report.finish(grants, now, SystemTime::UNIX_EPOCH);
+        drop(reservation);
+        limits
     }
 
     fn new() -> Arc<Self> {
@@ -103,6 +133,19 @@ impl GatewayFixture {
         let body = BodyView { bytes: body, content_type: "application/json", is_compressed: false };
         let call = gateway.parse_requested_call(method, &target, &body).expect(expectation);
         gateway.admit(method, target, &client, call, body.bytes, self.received).expect(expectation)
+    }
+}
+
+/// The limits of a client that several instances share.
+struct SharedLimits {
+    limiter: Arc<ClientLimiter>,
+    desk: Arc<LeaseDesk>,
+}
+
+impl SharedLimits {
+    fn reserve(&self, deployment: Option<&DeploymentName>, now: Instant, time: SystemTime) -> Reservation {
+        let reserved = self.limiter.reserve_with_lease(&self.desk, deployment, &DEMAND, now, time);
+        reserved.now_or_never().expect("it need not wait").expect("it has room")
     }
 }
 
@@ -173,16 +216,31 @@ pub fn steps() -> Vec<Step> {
         }),
     ));
 
-    let (admitted, limiter) = (fixture.admit(CLASSIC, &short_body), fixture.limiter());
+    let (admitted, limiter) = (
+        fixture.admit(CLASSIC, &short_body),
+        fixture.limiter(&fixture.gateway.process_state.client_accounts),
+    );
     steps.push((
         "apply_limits",
         Box::new(move || {
             let (deployment, time) = (admitted.deployment.as_ref(), SystemTime::UNIX_EPOCH);
-            let demand =
-                Demand { prompt_bytes: 1000, max_output_tokens: Some(50), choices: 1, has_output: true };
-            let mut reservation = limiter.reserve(deployment, &demand, now, time).expect("it has room");
+            let mut reservation = limiter.reserve(deployment, &DEMAND, now, time).expect("it has room");
             for kind in [LimitKind::RequestsPerMinute, LimitKind::TokensPerMinute] {
                 black_box(limiter.rate_state(kind, deployment, now));
+            }
+            reservation.leave_in_flight(now);
+            reservation.settle(Settlement::Used(UsedTokens { input: 230, cached: 0, output: 40 }), now, time);
+        }),
+    ));
+
+    let (admitted, shared) = (fixture.admit(CLASSIC, &short_body), fixture.shared_limits());
+    steps.push((
+        "apply_shared_limits",
+        Box::new(move || {
+            let (deployment, time) = (admitted.deployment.as_ref(), SystemTime::UNIX_EPOCH);
+            let mut reservation = shared.reserve(deployment, now, time);
+            for kind in [LimitKind::RequestsPerMinute, LimitKind::TokensPerMinute] {
+                black_box(shared.limiter.rate_state(kind, deployment, now));
             }
             reservation.leave_in_flight(now);
             reservation.settle(Settlement::Used(UsedTokens { input: 230, cached: 0, output: 40 }), now, time);

@@ -76,6 +76,30 @@ impl BudgetUse {
         merge_window((&mut windows.month, month_tokens), (other.windows.month, other.month_tokens));
     }
 
+    /// Raises the tokens of a day to at least this. Returns whether anything has changed.
+    pub fn raise_day(&mut self, day: u32, tokens: u64) -> bool {
+        raise_window((&mut self.windows.day, &mut self.day_tokens), (day, tokens))
+    }
+
+    /// Raises the tokens of a month to at least this. Returns whether anything has changed.
+    pub fn raise_month(&mut self, month: u32, tokens: u64) -> bool {
+        raise_window((&mut self.windows.month, &mut self.month_tokens), (month, tokens))
+    }
+
+    /// Takes tokens out of the day that it is now.
+    pub fn reduce_day(&mut self, tokens: u64, now: UtcWindows) {
+        if now.day <= self.windows.day {
+            self.day_tokens = self.day_tokens.saturating_sub(tokens);
+        }
+    }
+
+    /// Takes tokens out of the month that it is now.
+    pub fn reduce_month(&mut self, tokens: u64, now: UtcWindows) {
+        if now.month <= self.windows.month {
+            self.month_tokens = self.month_tokens.saturating_sub(tokens);
+        }
+    }
+
     /// The tokens of the day that it is now.
     pub fn used_in_day(&self, now: UtcWindows) -> u64 {
         if now.day > self.windows.day { 0 } else { self.day_tokens }
@@ -98,6 +122,14 @@ fn merge_window((window, tokens): (&mut u32, &mut u64), (other, added): (u32, u6
     } else if other == *window {
         *tokens = tokens.saturating_add(added);
     }
+}
+
+fn raise_window((window, tokens): (&mut u32, &mut u64), (other, at_least): (u32, u64)) -> bool {
+    let is_more = other > *window && at_least > 0 || other == *window && at_least > *tokens;
+    if is_more {
+        (*window, *tokens) = (other, at_least);
+    }
+    is_more
 }
 
 #[cfg(test)]
@@ -175,6 +207,29 @@ mod tests {
             let mut merged = used(10, 5, 10, 100);
             merged.merge(other);
             assert_eq!(merged, expected, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_known_of_a_window_only_rises_and_a_later_window_begins_anew() {
+        let mut used = BudgetUse::default();
+        // The window, the tokens, whether anything changes, and what is known afterwards.
+        for (window, tokens, is_news, expected) in [
+            (10, 0, false, (0, 0)),
+            (10, 7, true, (10, 7)),
+            (10, 5, false, (10, 7)),
+            (10, 7, false, (10, 7)),
+            (9, 100, false, (10, 7)),
+            (10, 8, true, (10, 8)),
+            (11, 0, false, (10, 8)),
+            (11, 3, true, (11, 3)),
+        ] {
+            assert_eq!(
+                (used.raise_day(window, tokens), used.raise_month(window, tokens)),
+                (is_news, is_news)
+            );
+            assert_eq!((used.windows.day, used.day_tokens), expected);
+            assert_eq!((used.windows.month, used.month_tokens), expected);
         }
     }
 

@@ -201,7 +201,7 @@ impl ProcessState {
     /// Becomes one of the instances. The directory has how many there were. It may wait for the disk.
     pub fn join_instances(&self, directory: Option<Arc<StateDirectory>>) {
         if let Some(reporter) = self.limit_reporter.get() {
-            reporter.start(directory.as_deref());
+            reporter.start(directory.as_ref());
         }
         if let Some(exchange) = self.fairness_exchange.get() {
             exchange.start();

@@ -30,6 +30,14 @@ impl Budget for MemoryBudget {
         let used = *self.0.lock().unwrap();
         (used, used)
     }
+
+    fn give_up(&self, _kind: LimitKind, _tokens: u64, _now: SystemTime) {}
+
+    fn note_others(&self, _kind: LimitKind, _window: u32, _tokens: u64) {}
+
+    fn others(&self, _kind: LimitKind, _window: u32) -> u64 {
+        0
+    }
 }
 
 fn limiter() -> Arc<ClientLimiter> {

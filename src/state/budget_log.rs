@@ -32,6 +32,10 @@ pub struct BudgetEntry {
     pub month: u32,
     /// The tokens of this month.
     pub month_tokens: u64,
+    /// The tokens of the other instances in this day, when that was last known.
+    pub others_day_tokens: u64,
+    /// The tokens of the other instances in this month, when that was last known.
+    pub others_month_tokens: u64,
 }
 
 /// What a log has besides its entries.
@@ -71,6 +75,15 @@ struct Line {
     day_tokens: u64,
     month: u32,
     month_tokens: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    others_day_tokens: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    others_month_tokens: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl TryFrom<Line> for BudgetEntry {
@@ -84,6 +97,8 @@ impl TryFrom<Line> for BudgetEntry {
             day_tokens: line.day_tokens,
             month: line.month,
             month_tokens: line.month_tokens,
+            others_day_tokens: line.others_day_tokens,
+            others_month_tokens: line.others_month_tokens,
         })
     }
 }
@@ -97,6 +112,8 @@ impl From<BudgetEntry> for Line {
             day_tokens: entry.day_tokens,
             month: entry.month,
             month_tokens: entry.month_tokens,
+            others_day_tokens: entry.others_day_tokens,
+            others_month_tokens: entry.others_month_tokens,
         }
     }
 }
@@ -169,6 +186,8 @@ mod tests {
             day_tokens: tokens,
             month: 24_322,
             month_tokens: tokens.saturating_mul(2),
+            others_day_tokens: 0,
+            others_month_tokens: 0,
         }
     }
 
@@ -187,26 +206,32 @@ mod tests {
 
     fn any_entry() -> impl Strategy<Value = BudgetEntry> {
         let names = (proptest::option::of(any::<String>()), proptest::option::of("[A-Za-z0-9_-]{1,64}"));
-        (names, any::<(u32, u64, u32, u64)>()).prop_map(
-            |((client, deployment), (day, day_tokens, month, month_tokens))| BudgetEntry {
+        (names, any::<(u32, u64, u32, u64)>(), any::<(u64, u64)>()).prop_map(
+            |((client, deployment), (day, day_tokens, month, month_tokens), others)| BudgetEntry {
                 client: client.as_deref().map(ClientName::new),
                 deployment: deployment.map(|name| DeploymentName::parse(&name).unwrap()),
                 day,
                 day_tokens,
                 month,
                 month_tokens,
+                others_day_tokens: others.0,
+                others_month_tokens: others.1,
             },
         )
     }
 
     #[test]
     fn the_text_is_that_of_earlier_versions() {
-        let text = written(&[entry(Some("team-a"), Some("gpt-4o"), 7), entry(None, None, 0)]);
+        let shared =
+            BudgetEntry { others_day_tokens: 3, others_month_tokens: 5, ..entry(Some("b"), None, 1) };
+        let text = written(&[entry(Some("team-a"), Some("gpt-4o"), 7), entry(None, None, 0), shared]);
         let expected = concat!(
             "{\"budgets_version\":1}\n",
             r#"{"client":"team-a","deployment":"gpt-4o","day":20783,"day_tokens":7,"month":24322,"month_tokens":14}"#,
             "\n",
             r#"{"client":null,"deployment":null,"day":20783,"day_tokens":0,"month":24322,"month_tokens":0}"#,
+            "\n",
+            r#"{"client":"b","deployment":null,"day":20783,"day_tokens":1,"month":24322,"month_tokens":2,"others_day_tokens":3,"others_month_tokens":5}"#,
             "\n",
         );
         assert_eq!(String::from_utf8(text).unwrap(), expected);

@@ -35,6 +35,11 @@ pub fn find_or_create(directory: &StateDirectory) -> Option<String> {
             Err(problem) => directory.set_aside_and_log(FILE_NAME, SET_ASIDE, &problem),
         }
     }
+    replace(directory)
+}
+
+/// A new id, which the directory has from now on; `None` if it cannot be written. Blocks.
+pub fn replace(directory: &StateDirectory) -> Option<String> {
     let file = LedgerFile { version: VERSION, id: new_id() };
     // Numbers and strings alone cannot fail.
     let text = serde_json::to_string(&file).unwrap_or_default() + "\n";
@@ -72,5 +77,8 @@ mod tests {
             let new = find_or_create(&state).unwrap();
             assert!(new != id && find_or_create(&state).unwrap() == new, "{text}");
         }
+        let before = find_or_create(&state).unwrap();
+        let new = replace(&state).unwrap();
+        assert!(new != before && find_or_create(&state).unwrap() == new);
     }
 }

@@ -28,7 +28,7 @@ pub(crate) struct Instances<S = RedisServer> {
 }
 
 impl Instances {
-    async fn start(count: usize, limits: &str, extra_yaml: &str) -> Self {
+    pub(crate) async fn start(count: usize, limits: &str, extra_yaml: &str) -> Self {
         let server = RedisServer::start(&[]).await;
         let yaml = server.shared_yaml("") + extra_yaml;
         Self::start_with(server, count, limits, &yaml).await
@@ -105,7 +105,7 @@ impl<S> Instances<S> {
 
     /// Sends requests until this limit refuses one: where Redis does not answer within five milliseconds, requests are
     /// admitted that it learns of later.
-    async fn expect_refusal_at(&self, index: usize, limit: &str) -> Response {
+    pub(crate) async fn expect_refusal_at(&self, index: usize, limit: &str) -> Response {
         poll("a request is refused", async || {
             let response = post(&self.balancers[index]).await;
             if response.status == 200 {
@@ -130,7 +130,7 @@ impl<S> Instances<S> {
     }
 }
 
-async fn used_at(balancer: &Balancer) -> u64 {
+pub(crate) async fn used_at(balancer: &Balancer) -> u64 {
     balancer.status().await["limits"]["clients"][0]["limits"][0]["used"].as_u64().unwrap()
 }
 
@@ -143,7 +143,7 @@ pub(crate) async fn post(balancer: &Balancer) -> Response {
 }
 
 #[track_caller]
-fn expect_refusal(response: &Response, limit: &str) {
+pub(crate) fn expect_refusal(response: &Response, limit: &str) {
     let code = if limit.ends_with("_day") { "insufficient_quota" } else { "rate_limit_exceeded" };
     assert_eq!((response.status, &*response.error_code()), (429, code), "{}", response.text());
     assert!(response.text().contains(&format!("{limit} of team-a")), "{}", response.text());
@@ -151,19 +151,30 @@ fn expect_refusal(response: &Response, limit: &str) {
 
 /// A request that takes two seconds, once the resource has it. It is tried again while it is refused.
 async fn start_slow(instances: &Instances, index: usize) -> tokio::task::JoinHandle<Response> {
+    start_slow_with(instances, index, json!({})).await
+}
+
+/// The same with further fields.
+pub(crate) async fn start_slow_with(
+    instances: &Instances,
+    index: usize,
+    mut fields: Value,
+) -> tokio::task::JoinHandle<Response> {
+    fields["user"] = "slow".into();
     poll("a request is admitted", async || {
-        let task = try_start_slow(instances, index).await;
+        let task = try_start_slow(instances, index, fields.clone()).await;
         if task.is_finished() { Err(task.await.unwrap().status) } else { Ok(task) }
     })
     .await
 }
 
-async fn try_start_slow(instances: &Instances, index: usize) -> tokio::task::JoinHandle<Response> {
+async fn try_start_slow(
+    instances: &Instances,
+    index: usize,
+    fields: Value,
+) -> tokio::task::JoinHandle<Response> {
     let (address, before) = (instances.balancers[index].address, instances.upstream.requests().len());
-    let task =
-        tokio::spawn(
-            async move { post_on(&mut Client::connect(address).await, &json!({"user": "slow"})).await },
-        );
+    let task = tokio::spawn(async move { post_on(&mut Client::connect(address).await, &fields).await });
     wait_until("the resource has the request", || {
         instances.upstream.requests().len() > before || task.is_finished()
     })

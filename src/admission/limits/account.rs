@@ -102,7 +102,7 @@ impl ClientAccounts {
     pub fn begin_asking(&self) -> bool {
         let follower = self.lock().follower.clone();
         if let Some(desk) = self.desk.get() {
-            desk.close();
+            desk.replace();
         }
         follower.is_some_and(|link| self.keeper.set(link).is_ok())
     }
@@ -248,7 +248,12 @@ impl ScopeUse {
         if !self.leases.are_used() {
             return used;
         }
-        used.saturating_add(self.leases.others(kind, window_of(kind, time), now))
+        let window = window_of(kind, time);
+        let others = self.leases.others(kind, window, now);
+        // That of a budget is known from before a restart as well.
+        let saved =
+            self.budget.as_deref().zip(window).map_or(0, |(budget, window)| budget.others(kind, window));
+        used.saturating_add(others.max(saved))
     }
 
     /// What this instance has used of a budget.

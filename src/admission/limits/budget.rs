@@ -14,8 +14,14 @@ pub trait Budget: Debug + Send + Sync {
     fn add(&self, tokens: u64, now: SystemTime);
     /// Adds tokens to the day or the month alone, since another instance knows that they were used.
     fn add_missing(&self, kind: LimitKind, tokens: u64, now: SystemTime);
+    /// Another instance counts these tokens of the day or the month from now on.
+    fn give_up(&self, kind: LimitKind, tokens: u64, now: SystemTime);
     /// The tokens of the UTC day and month that it is now.
     fn used(&self, now: SystemTime) -> (u64, u64);
+    /// The other instances have used at least this many tokens in a day or month, as [`UtcWindows`] counts them.
+    fn note_others(&self, kind: LimitKind, window: u32, tokens: u64);
+    /// The tokens that the other instances had used in a day or month when that was last known.
+    fn others(&self, kind: LimitKind, window: u32) -> u64;
 }
 
 /// The scopes of a client whose budget these limits limit: `None` for all requests, or a deployment.

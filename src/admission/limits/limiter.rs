@@ -66,7 +66,11 @@ impl ClientLimiter {
             state.limits = Arc::clone(&limits);
             for deployment in scopes_with_budget(&limits) {
                 let (total, own) = state.scopes(deployment, true);
-                own.unwrap_or(total).budget = Some(open_budget(deployment));
+                let scope = own.unwrap_or(total);
+                scope.budget = Some(open_budget(deployment));
+                if account.is_shared() {
+                    scope.leases.begin_use();
+                }
             }
         }
         let LimitsConfig { mode, cached_weight_permille, .. } = *config;

@@ -35,6 +35,17 @@ impl Budget for MemoryBudget {
     fn used(&self, _now: SystemTime) -> (u64, u64) {
         *self.0.lock().unwrap()
     }
+
+    fn give_up(&self, kind: LimitKind, tokens: u64, _now: SystemTime) {
+        let mut used = self.0.lock().unwrap();
+        *(if kind == LimitKind::TokensPerDay { &mut used.0 } else { &mut used.1 }) -= tokens;
+    }
+
+    fn note_others(&self, _kind: LimitKind, _window: u32, _tokens: u64) {}
+
+    fn others(&self, _kind: LimitKind, _window: u32) -> u64 {
+        0
+    }
 }
 
 /// One client, with an account and budgets that all its limiters share.

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::account::{BudgetAccount, BudgetScope, TakenUse};
+use super::account::{BudgetAccount, BudgetScope, KnownUse, TakenUse};
 use super::mailbox::Mailbox;
 use super::save_problem::SaveProblem;
-use crate::admission::budgets::{BudgetUse, UtcWindows};
+use crate::admission::budgets::UtcWindows;
 use crate::state::budget_log::BudgetEntry;
 
 /// The accounts, and what they share with the thread that saves them.
@@ -33,7 +33,7 @@ impl Accounts {
 
     /// Adds what a file tells, in the order of its lines: the last one of a scope counts.
     pub(super) fn restore(&self, entries: &[BudgetEntry]) {
-        let last: HashMap<BudgetScope, BudgetUse> = entries.iter().map(BudgetScope::read).collect();
+        let last: HashMap<BudgetScope, KnownUse> = entries.iter().map(BudgetScope::read).collect();
         for (scope, used) in last.into_iter().filter(|(_, used)| !used.is_empty()) {
             self.get_or_create(&scope).restore(used);
         }
@@ -42,7 +42,7 @@ impl Accounts {
     /// Adds what another process has counted.
     pub(super) fn add(&self, additions: &[BudgetEntry]) {
         for (scope, used) in additions.iter().map(BudgetScope::read) {
-            self.get_or_create(&scope).add_use(used);
+            self.get_or_create(&scope).add_use(used.own);
         }
     }
 

@@ -7,8 +7,10 @@ use std::time::{Instant, SystemTime};
 
 use proptest::prelude::*;
 
+use super::account::KnownUse;
 use super::*;
 use crate::admission::budgets::{BudgetUse, UtcWindows, end_of_day, end_of_month};
+use crate::admission::limits::LimitKind;
 use crate::names::{ClientName, DeploymentName};
 use crate::state::budget_log::{encode_entry, encode_header, read};
 
@@ -41,7 +43,8 @@ fn used(books: &BudgetBooks, scope: &BudgetScope) -> (u64, u64) {
 
 fn entry(client: &str, tokens: u64) -> BudgetEntry {
     let windows = UtcWindows::at(now());
-    scope(client, None).to_entry(BudgetUse { windows, day_tokens: tokens, month_tokens: tokens })
+    let own = BudgetUse { windows, day_tokens: tokens, month_tokens: tokens };
+    scope(client, None).to_entry(KnownUse { own, others: BudgetUse::default() })
 }
 
 fn written(entries: &[BudgetEntry]) -> Vec<u8> {
@@ -114,6 +117,38 @@ fn what_is_used_is_in_the_file_soon_and_known_after_a_kill() {
     assert_eq!(found, [(6, 6); 3]);
     assert_eq!(used(&next, &scope("a", Some("GPT-4O"))), (6, 6));
     assert_eq!(used(&next, &scope("b", None)), (0, 0));
+}
+
+#[test]
+fn what_the_others_have_used_is_known_after_a_restart_and_is_nothing_that_this_instance_has_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let books = start(directory.path());
+    let (a, windows) = (scope("a", None), UtcWindows::at(now()));
+    let of_others = |books: &BudgetBooks| {
+        let account = books.account(&a);
+        let day = account.others(LimitKind::TokensPerDay, windows.day);
+        (day, account.others(LimitKind::TokensPerMonth, windows.month))
+    };
+    books.account(&a).note_others(LimitKind::TokensPerDay, windows.day, 30);
+    books.account(&a).note_others(LimitKind::TokensPerMonth, windows.month, 40);
+    books.account(&a).add(5, now());
+    books.account(&a).note_others(LimitKind::TokensPerDay, windows.day, 20);
+    assert_eq!((of_others(&books), used(&books, &a)), ((30, 40), (5, 5)));
+    books.close();
+    drop(books);
+    let next = start(directory.path());
+    assert_eq!((of_others(&next), used(&next, &a)), ((30, 40), (5, 5)));
+    assert_eq!(next.account(&a).others(LimitKind::TokensPerDay, windows.day + 1), 0);
+    // A successor gets it with the file, and is told only what this one has used.
+    let successor = Arc::new(Mutex::new(None));
+    next.release_directory(to(&successor));
+    next.account(&a).add(2, now());
+    next.account(&a).note_others(LimitKind::TokensPerDay, windows.day, 90);
+    *successor.lock().unwrap() = Some(start(directory.path()));
+    next.close();
+    let successor = successor.lock().unwrap();
+    let successor = successor.as_ref().unwrap();
+    assert_eq!((of_others(successor), used(successor, &a)), ((30, 40), (7, 7)));
 }
 
 #[test]

@@ -1,26 +1,28 @@
 //! Reports what the clients of this instance use to the server that several instances share, and brings back leases
 //! (`admission/limits/leases/`). A task in the background does it; `report.lua` decides on the server.
 
+mod ledger_id;
 mod wire;
 
 use std::collections::HashMap;
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use log::{debug, info, warn};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
-use self::wire::{forget_call, parse_grants, report_call};
+use self::ledger_id::OwnLedgerId;
+use self::wire::{ReportAnswer, forget_call, parse_answer, report_call};
 use crate::admission::limits::{
-    ClientAccount, ClientAccounts, LeaseDesk, LeaseGrant, LimitReport, ReportKind, ReportRequest,
+    ClientAccount, ClientAccounts, LeaseDesk, LimitReport, ReportKind, ReportRequest,
 };
 use crate::names::ClientName;
 use crate::shared::{InstanceRegistry, SharedError, SharedLink, Value, cmd};
 use crate::state::StateDirectory;
-use crate::state::ledger;
 
 /// How often changes are reported that nobody waits for.
 const ROUND: Duration = Duration::from_millis(250);
@@ -45,16 +47,16 @@ pub struct LimitReporter {
     runtime: Handle,
     /// Until it has started.
     queue: Mutex<Option<UnboundedReceiver<ReportRequest>>>,
-    ledger: OnceLock<LedgerId>,
+    ledger: OwnLedgerId,
     last_problem: Mutex<Option<String>>,
 }
 
-/// Under which name the server counts what this instance has used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct LedgerId {
-    id: String,
-    /// It is kept in the state directory, for the process after this one.
-    is_kept: bool,
+/// How the reports of an account have ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReportEnd {
+    Done,
+    /// Another instance reports under the id of this one.
+    IdInUse,
 }
 
 impl LimitReporter {
@@ -74,21 +76,16 @@ impl LimitReporter {
             desk,
             runtime: runtime.clone(),
             queue: Mutex::new(Some(queue)),
-            ledger: OnceLock::new(),
+            ledger: OwnLedgerId::default(),
             last_problem: Mutex::default(),
         })
     }
 
-    /// Begins to report. The directory keeps the name under which the server counts what this instance has used, so that the
-    /// process after this one goes on with it.
-    pub fn start(self: &Arc<Self>, directory: Option<&StateDirectory>) {
+    /// Begins to report. The directory keeps the id under which the server counts what this instance has used, so that the
+    /// process after this one goes on with it. Blocks.
+    pub fn start(self: &Arc<Self>, directory: Option<&Arc<StateDirectory>>) {
         let Some(queue) = self.queue.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        let ledger = match directory.and_then(ledger::find_or_create) {
-            Some(id) => LedgerId { id, is_kept: true },
-            None => LedgerId { id: ledger::new_id(), is_kept: false },
-        };
-        // Set only here: there was one queue to take.
-        let _ = self.ledger.set(ledger);
+        self.ledger.start(directory);
         self.runtime.spawn(Arc::clone(self).run(queue));
     }
 
@@ -118,7 +115,7 @@ impl LimitReporter {
         link_state.mark_changed();
         let mut rounds = interval(ROUND);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut active = HashMap::new();
+        let (mut active, mut reports) = (HashMap::new(), JoinSet::new());
         let (mut clock_due, mut refresh_due) = (Instant::now(), Instant::now());
         while !self.desk.is_closed() {
             tokio::select! {
@@ -131,10 +128,15 @@ impl LimitReporter {
                         self.desk.set_down();
                     }
                 }
+                Some(ended) = reports.join_next() => {
+                    if matches!(ended, Ok(ReportEnd::IdInUse)) {
+                        self.take_new_id(&mut reports).await;
+                    }
+                }
                 Some(request) = queue.recv() => match request {
                     ReportRequest::Urgent(client) => {
                         if let Some(account) = self.accounts.find(client.as_ref()) {
-                            self.report_in_background(&account, ReportKind::Changes);
+                            self.report_in_background(&account, ReportKind::Changes, &mut reports);
                         }
                     }
                     ReportRequest::Changed(client) => {
@@ -148,13 +150,13 @@ impl LimitReporter {
                         active.retain(|_, account| !account.is_at_rest());
                         let now = Instant::now();
                         for account in active.values().filter(|account| account.has_to_report(HEARTBEAT, now)) {
-                            self.report_in_background(account, ReportKind::Changes);
+                            self.report_in_background(account, ReportKind::Changes, &mut reports);
                         }
                         if now >= refresh_due {
                             refresh_due = now + REFRESH;
                             for account in self.accounts.all() {
                                 if account.is_at_rest() {
-                                    self.report_in_background(&account, ReportKind::Everything);
+                                    self.report_in_background(&account, ReportKind::Everything, &mut reports);
                                 }
                             }
                         }
@@ -166,8 +168,8 @@ impl LimitReporter {
                 clock_due = Instant::now() + if self.compare_clocks().await { CLOCK_INTERVAL } else { ROUND };
             }
         }
-        if self.ledger.get().is_some_and(|ledger| !ledger.is_kept) {
-            // The process that takes over counts it under another name.
+        // A process that takes over and has the same id goes on with what this one has reported.
+        if self.desk.is_replaced() && self.ledger.get().is_some_and(|ledger| !ledger.is_kept) {
             self.end_reports().await;
         }
     }
@@ -200,41 +202,63 @@ impl LimitReporter {
         }
     }
 
-    fn report_in_background(self: &Arc<Self>, account: &Arc<ClientAccount>, kind: ReportKind) {
+    fn report_in_background(
+        self: &Arc<Self>,
+        account: &Arc<ClientAccount>,
+        kind: ReportKind,
+        reports: &mut JoinSet<ReportEnd>,
+    ) {
         let (reporter, account) = (Arc::clone(self), account.clone());
-        self.runtime.spawn(async move { reporter.report(&account, kind).await });
+        reports.spawn_on(async move { reporter.report(&account, kind).await }, &self.runtime);
     }
 
     /// Reports until there is nothing that has to be reported at once.
-    async fn report(&self, account: &Arc<ClientAccount>, kind: ReportKind) {
+    async fn report(&self, account: &Arc<ClientAccount>, kind: ReportKind) -> ReportEnd {
         while let Some(report) = account.begin_report(&self.desk, kind, Instant::now(), SystemTime::now()) {
             if report.limits().is_empty() {
                 report.finish(Vec::new(), Instant::now(), SystemTime::now());
-                return;
+                break;
             }
             match self.exchange(account.client(), report.limits()).await {
-                Ok(grants) => {
+                Ok(ReportAnswer::Grants(grants)) => {
                     self.on_exchanged(None);
                     if !report.finish(grants, Instant::now(), SystemTime::now()) {
-                        return;
+                        break;
                     }
                 }
+                Ok(ReportAnswer::IdInUse) => return ReportEnd::IdInUse,
                 Err(problem) => {
                     self.on_exchanged(Some(&problem));
-                    return;
+                    break;
                 }
             }
         }
+        ReportEnd::Done
+    }
+
+    /// Reports under a new id from now on. The instance that has the old one goes on with what was reported under it.
+    async fn take_new_id(&self, reports: &mut JoinSet<ReportEnd>) {
+        // None may be on its way under the old id.
+        while reports.join_next().await.is_some() {}
+        let Some(old) = self.ledger.get().filter(|_| !self.desk.is_closed()) else { return };
+        self.ledger.replace().await;
+        for account in self.accounts.all() {
+            account.give_up_id(&old.id, SystemTime::now());
+        }
+        warn!(
+            "shared.redis: another instance has the ledger.json of this one, as a copy of its server.state_directory has. \
+             This instance takes a new id; what was used counts once"
+        );
     }
 
     async fn exchange(
         &self,
         client: Option<&ClientName>,
         limits: &[LimitReport],
-    ) -> Result<Vec<LeaseGrant>, SharedError> {
+    ) -> Result<ReportAnswer, SharedError> {
         let Some(ledger) = self.ledger.get() else { return Err(SharedError::Down) };
-        let call = report_call(self.link.keys(), client, &ledger.id, limits);
-        parse_grants(&self.link.run_script(&call, REPORT_TIMEOUT).await?, limits)
+        let call = report_call(self.link.keys(), client, &ledger.id, self.instances.own_id(), limits);
+        parse_answer(&self.link.run_script(&call, REPORT_TIMEOUT).await?, limits)
     }
 
     /// Logs a problem when it is new.
@@ -257,7 +281,7 @@ impl LimitReporter {
         *last = problem;
     }
 
-    /// Reports for the last time. What this instance has used counts on only if the process after it takes over its name.
+    /// Reports for the last time, so that nothing is held or leased any more. What this instance has used counts on.
     async fn end_reports(&self) {
         let Some(ledger) = self.ledger.get() else { return };
         for account in self.accounts.all() {
@@ -266,12 +290,14 @@ impl LimitReporter {
             else {
                 continue;
             };
-            let ended = if ledger.is_kept {
-                self.exchange(account.client(), report.limits()).await.map(drop)
-            } else if report.limits().is_empty() {
+            let (client, limits) = (account.client(), report.limits());
+            let ended = if ledger.is_kept || !self.desk.is_replaced() {
+                self.exchange(client, limits).await.map(drop)
+            } else if limits.is_empty() {
                 Ok(())
             } else {
-                let call = forget_call(self.link.keys(), account.client(), &ledger.id, report.limits());
+                // The process that takes over reports it under an id of its own.
+                let call = forget_call(self.link.keys(), client, &ledger.id, limits);
                 self.link.run_script(&call, REPORT_TIMEOUT).await.map(drop)
             };
             if let Err(problem) = ended {

@@ -1,6 +1,7 @@
 -- Takes the report of one instance and grants leases. KEYS: one hash for each limit of the report, with an entry for each
 -- instance. ARGV[1]: the report, in JSON. Returns for each limit: what is granted, what is left, what the others have, what
--- this instance has used of a budget, and a list of pairs.
+-- this instance has used of a budget, and a list of pairs. Returns a text, and changes nothing, if another process has
+-- reported under the id of this instance since this one has.
 local report = cjson.decode(ARGV[1])
 local time = redis.call('TIME')
 local second = tonumber(time[1])
@@ -15,7 +16,15 @@ end
 
 local function write(key, id, entry)
   entry.version = 1
+  if id == report.id then entry.writer = report.writer end
   redis.call('HSET', key, id, cmsgpack.pack(entry))
+end
+
+for index, limit in ipairs(report.limits) do
+  if limit.is_known then
+    local entry = read(redis.call('HGET', KEYS[index], report.id) or '')
+    if entry and entry.writer and entry.writer ~= report.writer then return 'the id is in use' end
+  end
 end
 
 local answers = {}

@@ -24,12 +24,16 @@ static FORGET_SCRIPT: LazyLock<Script> =
 #[derive(Serialize)]
 struct Report<'r> {
     id: &'r str,
+    /// The process.
+    writer: &'r str,
     lifetime_ms: u64,
     limits: Vec<ReportedLimit<'r>>,
 }
 
 #[derive(Serialize)]
 struct ReportedLimit<'r> {
+    /// This process has reported it before, under the same id.
+    is_known: bool,
     limit: u64,
     free: u64,
     short: u64,
@@ -51,15 +55,25 @@ enum IdOrTokens<'r> {
     Tokens(u64),
 }
 
-/// The call of the script with the report of this instance.
+/// What the server answers to a report.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum ReportAnswer {
+    /// A grant for each limit.
+    Grants(Vec<LeaseGrant>),
+    /// Another process reports under the same id.
+    IdInUse,
+}
+
+/// The call of the script with the report of this instance, which this process (`writer`) makes under this id.
 pub(super) fn report_call(
     keys: &KeySpace,
     client: Option<&ClientName>,
     id: &str,
+    writer: &str,
     limits: &[LimitReport],
 ) -> ScriptInvocation<'static> {
     let reported = limits.iter().map(ReportedLimit::new).collect();
-    let report = Report { id, lifetime_ms: millis(LIFETIME), limits: reported };
+    let report = Report { id, writer, lifetime_ms: millis(LIFETIME), limits: reported };
     let mut call = SCRIPT.prepare_invoke();
     for limit in limits {
         call.key(key_of(keys, client, limit));
@@ -84,21 +98,20 @@ pub(super) fn forget_call(
     call
 }
 
-/// The grants of an answer to a report of these limits.
+/// The answer to a report of these limits.
 ///
 /// # Errors
 /// [`SharedError::UnexpectedReply`].
-pub(super) fn parse_grants(reply: &Value, limits: &[LimitReport]) -> Result<Vec<LeaseGrant>, SharedError> {
+pub(super) fn parse_answer(reply: &Value, limits: &[LimitReport]) -> Result<ReportAnswer, SharedError> {
     let unexpected = || SharedError::UnexpectedReply("it is not a list of grants".to_owned());
-    let Value::Array(answers) = reply else { return Err(unexpected()) };
-    if answers.len() != limits.len() {
-        return Err(unexpected());
-    }
-    answers
-        .iter()
-        .zip(limits)
-        .map(|(answer, limit)| parse_grant(answer, limit).ok_or_else(unexpected))
-        .collect()
+    let answers = match reply {
+        Value::BulkString(_) => return Ok(ReportAnswer::IdInUse),
+        Value::Array(answers) if answers.len() == limits.len() => answers,
+        _ => return Err(unexpected()),
+    };
+    let grants = answers.iter().zip(limits);
+    let grants = grants.map(|(answer, limit)| parse_grant(answer, limit).ok_or_else(unexpected));
+    Ok(ReportAnswer::Grants(grants.collect::<Result<_, _>>()?))
 }
 
 fn parse_grant(answer: &Value, limit: &LimitReport) -> Option<LeaseGrant> {
@@ -147,6 +160,7 @@ impl<'r> ReportedLimit<'r> {
             LimitKind::TokensPerMonth => KEEP_MONTH,
         };
         Self {
+            is_known: report.is_known,
             limit: report.limit,
             free: report.free(),
             short: report.short(),
@@ -247,11 +261,11 @@ mod tests {
         let limits: Vec<_> = limits.iter().map(ReportedLimit::new).collect();
         // What was taken without a lease is asked for in advance next time.
         let expected = json!([
-            { "limit": 600, "free": 0, "short": 0, "extra": 30, "held": 0, "used": 0, "seconds": [1000, 30],
+            { "is_known": false, "limit": 600, "free": 0, "short": 0, "extra": 30, "held": 0, "used": 0, "seconds": [1000, 30],
               "others": [], "keep_ms": 130_000 },
-            { "limit": 5000, "free": 0, "short": 0, "extra": 30, "held": 30, "used": 0, "seconds": [],
+            { "is_known": false, "limit": 5000, "free": 0, "short": 0, "extra": 30, "held": 30, "used": 0, "seconds": [],
               "others": [], "keep_ms": 172_800_000 },
-            { "limit": 7, "free": 0, "short": 0, "extra": 1, "held": 1, "used": 0, "seconds": [],
+            { "is_known": false, "limit": 7, "free": 0, "short": 0, "extra": 1, "held": 1, "used": 0, "seconds": [],
               "others": [], "keep_ms": 130_000 },
         ]);
         assert_eq!(serde_json::to_value(limits).unwrap(), expected);
@@ -271,14 +285,13 @@ mod tests {
             grant(Vec::new()),
         ]);
         let expected = LeaseGrant { granted: 5, room: 6, others: 7, own: 8, ..LeaseGrant::default() };
-        assert_eq!(
-            parse_grants(&answer, &limits).unwrap(),
-            [
-                LeaseGrant { others_by_second: vec![(1001, 3)], ..expected.clone() },
-                LeaseGrant { others_by_instance: vec![("ab".to_owned(), 4)], ..expected.clone() },
-                expected,
-            ]
-        );
+        let expected = vec![
+            LeaseGrant { others_by_second: vec![(1001, 3)], ..expected.clone() },
+            LeaseGrant { others_by_instance: vec![("ab".to_owned(), 4)], ..expected.clone() },
+            expected,
+        ];
+        assert_eq!(parse_answer(&answer, &limits).unwrap(), ReportAnswer::Grants(expected));
+        assert_eq!(parse_answer(&id(), &limits).unwrap(), ReportAnswer::IdInUse);
         for malformed in [
             Value::Nil,
             Value::Array(vec![grant(Vec::new())]),
@@ -291,7 +304,7 @@ mod tests {
                 grant(Vec::new()),
             ]),
         ] {
-            assert!(parse_grants(&malformed, &limits).is_err(), "{malformed:?}");
+            assert!(parse_answer(&malformed, &limits).is_err(), "{malformed:?}");
         }
     }
 }

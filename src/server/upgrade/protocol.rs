@@ -127,6 +127,8 @@ mod tests {
             day_tokens: 2,
             month: 3,
             month_tokens: 4,
+            others_day_tokens: 0,
+            others_month_tokens: 0,
         };
         let table = [
             (ControlMessage::Upgrade, r#""upgrade""#),

@@ -35,6 +35,10 @@ pub(in super::super) struct LimitLease {
     used_up_until: Duration,
     /// Little is left of the limit: what is not needed at once is given back.
     is_scarce: bool,
+    /// The server has answered a report of this process, under the id that this instance has now.
+    is_known: bool,
+    /// What this instance had used of a budget at that time, with the day or month.
+    reported: Option<(u32, u64)>,
     others: Others,
 }
 
@@ -88,6 +92,11 @@ pub(super) struct ReportTiming {
 }
 
 impl Leases {
+    /// Limits are shared: what the others use counts, even if nothing has been reported yet.
+    pub(in super::super) fn begin_use(&mut self) {
+        self.0.get_or_insert_default();
+    }
+
     /// Whether limits are shared.
     pub(in super::super) fn are_used(&self) -> bool {
         self.0.is_some()
@@ -219,6 +228,8 @@ impl LimitLease {
         self.free = self.free.saturating_add(grant.granted);
         self.expires_at = reported_at + LEASE_TIME;
         self.is_scarce = is_scarce;
+        self.is_known = true;
+        self.reported = window.map(|window| (window, grant.own));
         if grant.granted < demand.short {
             self.used_up_until = now + REFUSAL_TIME;
         }
@@ -237,9 +248,37 @@ impl LimitLease {
             *known = amount.max(*known);
         }
         // What the server has lost counts on.
-        let by_instance =
-            self.others.by_instance.values().fold(0_u64, |sum, amount| sum.saturating_add(*amount));
-        self.others.total = grant.others.max(by_instance);
+        self.others.total = grant.others.max(self.used_by_others());
+    }
+
+    /// Whether the server has answered a report of this process, under the id that this instance has now.
+    pub(super) fn is_known(&self) -> bool {
+        self.is_known
+    }
+
+    /// What this instance has reported of a budget in a day or month; `None` if it has reported nothing.
+    pub(super) fn reported(&self, window: u32) -> Option<u64> {
+        self.reported.filter(|(of, _)| *of == window).map(|(_, tokens)| tokens)
+    }
+
+    /// What is reported from now on is under another id.
+    pub(super) fn forget_reports(&mut self) {
+        (self.is_known, self.reported) = (false, None);
+    }
+
+    /// This instance, another one from now on, has used so much of a budget in a day or month.
+    pub(super) fn add_other(&mut self, id: &str, window: u32, tokens: u64) {
+        if self.others.window != Some(window) {
+            self.others = Others { window: Some(window), ..Others::default() };
+        }
+        let known = self.others.by_instance.entry(id.to_owned()).or_default();
+        *known = tokens.max(*known);
+        self.others.total = self.others.total.max(self.used_by_others());
+    }
+
+    /// What the others have used of a budget, without what they have leased.
+    pub(super) fn used_by_others(&self) -> u64 {
+        self.others.by_instance.values().fold(0, |sum, amount| sum.saturating_add(*amount))
     }
 
     /// What the others had used of a budget, as this instance knows it.

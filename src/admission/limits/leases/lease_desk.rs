@@ -21,8 +21,10 @@ pub enum ReportRequest {
 pub struct LeaseDesk {
     queue: mpsc::UnboundedSender<ReportRequest>,
     is_up: AtomicBool,
-    /// Another process makes the reports.
+    /// This process makes no more reports.
     is_closed: AtomicBool,
+    /// Another process makes them.
+    is_replaced: AtomicBool,
     instances: AtomicU64,
     /// The server's seconds since 1970, less the seconds that windows count in.
     second_offset: AtomicI64,
@@ -37,6 +39,7 @@ impl LeaseDesk {
             queue,
             is_up: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
+            is_replaced: AtomicBool::new(false),
             instances: AtomicU64::new(1),
             second_offset: AtomicI64::new(0),
             limited_alone: AtomicU64::new(0),
@@ -55,9 +58,20 @@ impl LeaseDesk {
         self.is_up.store(false, Ordering::Release);
     }
 
-    /// Another process makes the reports from now on, or this one stops.
+    /// Another process makes the reports from now on.
+    pub fn replace(&self) {
+        self.is_replaced.store(true, Ordering::Release);
+        self.close();
+    }
+
+    /// This process stops.
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
+    }
+
+    /// Whether another process makes the reports.
+    pub fn is_replaced(&self) -> bool {
+        self.is_replaced.load(Ordering::Acquire)
     }
 
     /// Whether leases can be had.
@@ -65,7 +79,7 @@ impl LeaseDesk {
         self.is_up.load(Ordering::Acquire) && !self.is_closed()
     }
 
-    /// Whether another process makes the reports.
+    /// Whether this process makes no more reports.
     pub fn is_closed(&self) -> bool {
         self.is_closed.load(Ordering::Acquire)
     }

@@ -10,6 +10,7 @@
 
 mod lease;
 mod lease_desk;
+mod new_id;
 mod report;
 mod report_state;
 mod reserve;

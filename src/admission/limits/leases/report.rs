@@ -42,6 +42,8 @@ pub struct LimitReport {
     pub used: UsedAmounts,
     /// What its requests hold beyond that.
     pub held: u64,
+    /// Whether this process has reported it before, under the id that this instance has now.
+    pub is_known: bool,
     demand: LeaseDemand,
 }
 
@@ -193,13 +195,11 @@ impl OpenReport {
                 budget.add_missing(kind, grant.own.saturating_sub(*tokens), time);
             }
             let is_scarce = grant.room <= report.limit / SCARCE_DIVISOR;
-            scope.leases.get_mut(kind).finish_report(
-                report.demand,
-                grant,
-                is_scarce,
-                report.window(),
-                timing,
-            );
+            let lease = scope.leases.get_mut(kind);
+            lease.finish_report(report.demand, grant, is_scarce, report.window(), timing);
+            if let Some((budget, window)) = scope.budget.as_ref().zip(report.window()) {
+                budget.note_others(kind, window, lease.used_by_others());
+            }
         }
         let is_wanted = state.reports.is_wanted;
         drop(state);
@@ -261,8 +261,9 @@ impl ScopeUse {
             }
         };
         let lease = self.leases.get_mut(kind);
+        let is_known = lease.is_known();
         let demand = if is_last { LeaseDemand::default() } else { lease.begin_report(in_advance, now) };
         let key = LimitKey { deployment: deployment.cloned(), kind };
-        Some(LimitReport { key, limit, used, held: if is_last { 0 } else { held }, demand })
+        Some(LimitReport { key, limit, used, held: if is_last { 0 } else { held }, is_known, demand })
     }
 }

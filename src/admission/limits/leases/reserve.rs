@@ -72,18 +72,21 @@ impl ClientLimiter {
         &self,
         request: LeaseRequest<'_, impl Fn(TokenEstimate) -> u64>,
     ) -> Result<Reservation, LimitReached> {
+        // Most requests need not wait.
+        let mut report = match self.try_lease(&request, None) {
+            Next::Decided(decided) => return decided,
+            Next::Wait(report) => report,
+        };
         let deadline = tokio::time::Instant::now() + LEASE_TIMEOUT;
-        let mut awaited = None;
         loop {
             let answered = self.account.answered();
             tokio::pin!(answered);
-            // From here on it is woken, also if the answer comes before it waits.
+            // From here on it is woken. What was answered before is seen now.
             answered.as_mut().enable();
-            let report = match self.try_lease(&request, awaited) {
+            report = match self.try_lease(&request, Some(report)) {
                 Next::Decided(decided) => return decided,
                 Next::Wait(report) => report,
             };
-            awaited = Some(report);
             if timeout_at(deadline, answered).await.is_err() {
                 return self.reserve_alone(&request);
             }
