@@ -3,22 +3,23 @@
 
 use std::io::BufReader;
 
-use aoai_lb::cli::record_lines::{LineRead, read_record_line};
+use aoai_lb::cli::record_lines::{LineRead, RecordLines};
 use libfuzzer_sys::fuzz_target;
 
 /// More than any line that is returned.
 const BOUND: usize = 1 << 20;
 
-fn read_all(text: &[u8], buffer_bytes: usize) -> Vec<(LineRead, Vec<u8>)> {
-    let mut lines = BufReader::with_capacity(buffer_bytes, text);
+/// All lines; `None` for one that is too long.
+fn read_all(text: &[u8], buffer_bytes: usize) -> Vec<Option<Vec<u8>>> {
+    let mut lines = RecordLines::new(BufReader::with_capacity(buffer_bytes, text));
     let mut all = Vec::new();
     loop {
-        let mut line = Vec::new();
-        match read_record_line(&mut lines, &mut line).expect("memory can be read") {
+        match lines.next_line().expect("memory can be read") {
             LineRead::End => return all,
-            read => {
+            LineRead::TooLong => all.push(None),
+            LineRead::Line(line) => {
                 assert!(line.len() < BOUND && !line.contains(&b'\n'));
-                all.push((read, line));
+                all.push(Some(line.to_vec()));
             }
         }
     }

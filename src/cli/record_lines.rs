@@ -5,27 +5,37 @@ use std::io::{self, BufRead};
 
 use memchr::{memchr, memchr2};
 
-/// How much of a text within a line is kept. Names, times and ids are shorter.
-const MAX_TEXT_BYTES: usize = 4 * 1024;
+/// How much of a text within a line is kept. Names, times and ids are shorter. A line that is no longer than this is
+/// kept as it is.
+const MAX_TEXT_BYTES: usize = 16 * 1024;
 /// The longest line, with its texts cut: records have a few dozen fields.
 const MAX_LINE_BYTES: usize = 256 * 1024;
 
 /// What was read.
 #[derive(Debug, PartialEq, Eq)]
-pub enum LineRead {
+pub enum LineRead<'l> {
     /// A line, without its end.
-    Line,
+    Line(&'l [u8]),
     /// A line that is longer than a record can be; it was passed over.
     TooLong,
     /// The end of the file. A last line without its end is still being written, and was passed over.
     End,
 }
 
+/// Reads a record file line by line.
+pub struct RecordLines<R> {
+    reader: R,
+    /// The length of the last line if it is in the buffer of the reader, with its end.
+    consumed_bytes: usize,
+    /// The last line, if it is not.
+    line: Vec<u8>,
+}
+
 /// Where in a line the reader is.
 #[derive(Default)]
 struct LineState {
     is_in_text: bool,
-    /// The bytes of the text so far.
+    /// The bytes of the text so far, escapes as they are written.
     text_bytes: usize,
     /// The bytes that are left of an escape in a text: `\n` or `\u00e4`.
     escape_bytes: usize,
@@ -33,24 +43,46 @@ struct LineState {
     is_too_long: bool,
 }
 
-/// Reads the next line into `line`, which is cleared first.
-///
-/// # Errors
-/// If the file cannot be read.
-pub fn read_record_line(lines: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<LineRead> {
-    line.clear();
-    let mut state = LineState::default();
-    loop {
-        let bytes = lines.fill_buf()?;
-        if bytes.is_empty() {
-            return Ok(LineRead::End);
+impl<R: BufRead> RecordLines<R> {
+    /// The lines of a file.
+    pub fn new(reader: R) -> Self {
+        Self { reader, consumed_bytes: 0, line: Vec::new() }
+    }
+
+    /// Reads the next line.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn next_line(&mut self) -> io::Result<LineRead<'_>> {
+        self.reader.consume(std::mem::take(&mut self.consumed_bytes));
+        match memchr(b'\n', self.reader.fill_buf()?) {
+            // Nearly all lines: no text in it can be too long, and it need not be copied.
+            Some(end) if end <= MAX_TEXT_BYTES => {
+                self.consumed_bytes = end + 1;
+                // What is in the buffer stays there until it is consumed.
+                let buffer = self.reader.fill_buf()?;
+                Ok(LineRead::Line(buffer.get(..end).unwrap_or_default()))
+            }
+            _ => self.read_in_parts(),
         }
-        let end = memchr(b'\n', bytes);
-        state.add(&bytes[..end.unwrap_or(bytes.len())], line);
-        let consumed = end.map_or(bytes.len(), |end| end + 1);
-        lines.consume(consumed);
-        if end.is_some() {
-            return Ok(if state.is_too_long { LineRead::TooLong } else { LineRead::Line });
+    }
+
+    /// Reads a line that is long, or only partly in the buffer.
+    fn read_in_parts(&mut self) -> io::Result<LineRead<'_>> {
+        self.line.clear();
+        let mut state = LineState::default();
+        loop {
+            let bytes = self.reader.fill_buf()?;
+            if bytes.is_empty() {
+                return Ok(LineRead::End);
+            }
+            let end = memchr(b'\n', bytes);
+            state.add(bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default(), &mut self.line);
+            let consumed = end.map_or(bytes.len(), |end| end + 1);
+            self.reader.consume(consumed);
+            if end.is_some() {
+                return Ok(if state.is_too_long { LineRead::TooLong } else { LineRead::Line(&self.line) });
+            }
         }
     }
 }
@@ -62,6 +94,7 @@ impl LineState {
                 return;
             }
             if self.escape_bytes > 0 {
+                self.text_bytes += 1;
                 // The byte after the backslash says how long the escape is.
                 let is_unicode = self.escape_bytes == 1 && *first == b'u';
                 self.escape_bytes = match (is_unicode, self.escape_bytes) {
@@ -86,8 +119,7 @@ impl LineState {
                     Some(_) => {
                         self.keeps_escape = self.text_bytes < MAX_TEXT_BYTES;
                         self.escape_bytes = 1;
-                        // The length of the longest escape.
-                        self.text_bytes += 6;
+                        self.text_bytes += 1;
                         let keeps = self.keeps_escape;
                         self.keep(if keeps { b"\\" } else { b"" }, line);
                     }
@@ -131,14 +163,15 @@ mod tests {
         c: Vec<u8>,
     }
 
-    fn read_all(text: &[u8], buffer_bytes: usize) -> Vec<(LineRead, Vec<u8>)> {
-        let mut lines = BufReader::with_capacity(buffer_bytes, text);
+    /// All lines; `None` for one that is too long.
+    fn read_all(text: &[u8], buffer_bytes: usize) -> Vec<Option<Vec<u8>>> {
+        let mut lines = RecordLines::new(BufReader::with_capacity(buffer_bytes, text));
         let mut read = Vec::new();
         loop {
-            let mut line = Vec::new();
-            match read_record_line(&mut lines, &mut line).unwrap() {
+            match lines.next_line().unwrap() {
                 LineRead::End => return read,
-                kind => read.push((kind, line)),
+                LineRead::TooLong => read.push(None),
+                LineRead::Line(line) => read.push(Some(line.to_vec())),
             }
         }
     }
@@ -148,9 +181,10 @@ mod tests {
         for filler in ["x", "\\n", "\\u00e4", "\\\\", "\\\"", "ü", "\\ud83d\\ude00"] {
             let text = format!("{{\"a\":\"b\",\"prompt\":\"{}\",\"c\":[1]}}\nnext\n", filler.repeat(100_000));
             let lines = read_all(text.as_bytes(), 1000);
-            assert_eq!((lines.len(), &lines[1]), (2, &(LineRead::Line, b"next".to_vec())), "{filler}");
-            assert!(lines[0].1.len() < 2 * MAX_TEXT_BYTES, "{filler}");
-            let line: Fields = serde_json::from_slice(&lines[0].1).unwrap();
+            assert_eq!((lines.len(), &lines[1]), (2, &Some(b"next".to_vec())), "{filler}");
+            let line = lines[0].as_ref().unwrap();
+            assert!(line.len() < 2 * MAX_TEXT_BYTES, "{filler}");
+            let line: Fields = serde_json::from_slice(line).unwrap();
             assert_eq!((line.a.as_str(), line.c), ("b", vec![1]), "{filler}");
         }
     }
@@ -160,8 +194,20 @@ mod tests {
         let long = [b"[".repeat(1 << 20), b"\"a\",".repeat(1 << 18), vec![0xff; 1 << 20]];
         for long in long {
             let text = [long.as_slice(), b"\nnext\nunfinished"].concat();
-            let expected = [(LineRead::TooLong, Vec::new()), (LineRead::Line, b"next".to_vec())];
-            assert_eq!(read_all(&text, 4096), expected);
+            assert_eq!(read_all(&text, 4096), [None, Some(b"next".to_vec())]);
+        }
+    }
+
+    #[test]
+    fn lines_do_not_depend_on_the_buffer() {
+        for length in [0, 1, MAX_TEXT_BYTES - 2, MAX_TEXT_BYTES, MAX_TEXT_BYTES + 1, 2 * MAX_TEXT_BYTES] {
+            let text = format!("{{\"a\":\"b\"}}\n\"{}\"\n\nnext\nunfinished", "\\n".repeat(length / 2));
+            let expected = read_all(text.as_bytes(), text.len());
+            assert_eq!((expected.len(), &expected[3]), (4, &Some(b"next".to_vec())));
+            for buffer_bytes in [1, 7, 4096, MAX_TEXT_BYTES, MAX_TEXT_BYTES + 1] {
+                let is_equal = read_all(text.as_bytes(), buffer_bytes) == expected;
+                assert!(is_equal, "{length} {buffer_bytes}");
+            }
         }
     }
 
@@ -174,7 +220,7 @@ mod tests {
             let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
             let read: Vec<String> = read_all(text.as_bytes(), buffer_bytes)
                 .into_iter()
-                .map(|(_, line)| String::from_utf8(line).unwrap())
+                .map(|line| String::from_utf8(line.unwrap()).unwrap())
                 .collect();
             prop_assert_eq!(read, lines);
         }

@@ -165,3 +165,24 @@ fn every_field_of_a_record_is_described() {
     let missing: Vec<&&str> = fields.iter().filter(|field| !page.contains(&format!("`{field}`"))).collect();
     assert!(missing.is_empty(), "docs/records.md does not describe {missing:?}");
 }
+
+#[test]
+fn the_invoice_of_the_documentation_is_that_of_its_records() {
+    let page = std::fs::read_to_string(root().join("docs/money.md")).unwrap();
+    let (_, blocks) = split_code(&page);
+    let block = |wanted: &str| {
+        let found: Vec<_> = blocks.iter().filter(|(language, _)| language == wanted).collect();
+        assert_eq!(found.len(), 1, "{wanted}");
+        &found[0].1
+    };
+    let invoice = command_lines(&page).into_iter().find(|line| line.contains("--format csv")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let records = directory.path().join("exchanges.jsonl");
+    std::fs::write(&records, block("jsonl")).unwrap();
+    let absent = directory.path().join("absent.yaml").display().to_string();
+    let mut arguments: Vec<&str> = invoice.split_whitespace().collect();
+    arguments.extend(["-c", &absent, records.to_str().unwrap()]);
+    let output = run_aoai_lb(&arguments);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(&String::from_utf8(output.stdout).unwrap(), block("csv"));
+}

@@ -7,6 +7,8 @@ use std::process::Command;
 
 use aoai_lb::demo::{DeploymentKind, Mood, SimulatedResource, Simulator};
 use serde_json::{Value, json};
+use support::upstream::{ScriptedUpstream, complete_response};
+use support::yaml::backend_yaml;
 use support::{
     Balancer, CLIENT_KEY, Client, Response, all_backends_yaml, simulated_backend_yaml, start_simulator,
 };
@@ -14,6 +16,7 @@ use support::{
 const CHAT: &str = "/openai/v1/chat/completions";
 const RESPONSES: &str = "/openai/v1/responses";
 const EMBEDDINGS: &str = "/openai/v1/embeddings";
+const IMAGES: &str = "/openai/v1/images/generations";
 
 async fn post(balancer: &Balancer, target: &str, body: &Value) -> Response {
     let headers = [("api-key", CLIENT_KEY), ("Content-Type", "application/json")];
@@ -141,6 +144,32 @@ async fn records_have_the_cost_of_every_kind_of_response() {
         samples.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum::<f64>()
     };
     assert_eq!((costs_of("aoai_lb_cost_total{client=\"team-a\"") * 1e6).round() as u64, sum);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_billed_one_by_one_in_bodies_of_any_length() {
+    // Of three such images, no record keeps the whole body.
+    let lengths = [1_000, 6 << 20];
+    let upstream = ScriptedUpstream::start(move |request| {
+        let request: Value = serde_json::from_slice(&request.body).unwrap();
+        let data = "A".repeat(request["n"].as_u64().unwrap() as usize);
+        let body =
+            json!({"created": 1, "data": [{"b64_json": data}, {"b64_json": data}, {"b64_json": data}]});
+        complete_response(200, "Content-Type: application/json", &body.to_string())
+    })
+    .await;
+    let entry =
+        backend_yaml("a", &format!("http://{}", upstream.address), "deployments: { dall-e-3: dall-e-3 }");
+    let prices = "prices: { currency: USD, rows: [ { deployment: dall-e-3, per_image: 0.04 } ] }";
+    let balancer = Balancer::start(&entry, prices).await;
+    for length in lengths {
+        let response =
+            post(&balancer, IMAGES, &json!({"model": "dall-e-3", "prompt": "x", "n": length})).await;
+        assert_eq!(response.status, 200);
+    }
+    for record in balancer.wait_for_records(lengths.len()).await {
+        assert_eq!((&record["cost"], &record["outcome"]), (&json!(0.12), &json!("answered")), "{record}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,6 +14,7 @@ use aoai_lb::demo::{DeploymentKind, Mood, SimulatedError, Simulator};
 use regex::Regex;
 use serde_json::Value;
 use support::affinity_traffic::AffinityTraffic;
+use support::collector::Collector;
 use support::identity::{AuthenticatedResource, IdentityPlatform};
 use support::ingestion::LogIngestionService;
 use support::tls::generate_authority;
@@ -160,6 +161,29 @@ fn all_dashboard_queries() -> Vec<String> {
     queries
 }
 
+#[test]
+fn panels_of_the_dashboard_have_ids_and_places_of_their_own() {
+    let text = fs::read_to_string(conf("grafana/aoai-lb.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    assert!(panels.len() > 40, "{} panels", panels.len());
+    for (number, panel) in panels.iter().enumerate() {
+        let side = |panel: &Value, from: &str, length: &str| {
+            let from = panel["gridPos"][from].as_u64().unwrap();
+            from..from + panel["gridPos"][length].as_u64().unwrap()
+        };
+        assert!(side(panel, "x", "w").end <= 24, "{}", panel["title"]);
+        for other in &panels[..number] {
+            assert_ne!(panel["id"], other["id"], "{}, {}", panel["title"], other["title"]);
+            let share = |from, length| {
+                let (one, two) = (side(panel, from, length), side(other, from, length));
+                one.start < two.end && two.start < one.end
+            };
+            assert!(!(share("x", "w") && share("y", "h")), "{}, {}", panel["title"], other["title"]);
+        }
+    }
+}
+
 fn rules() -> Vec<serde_yaml::Value> {
     let text = fs::read_to_string(conf("prometheus/alerts.yml")).unwrap();
     let file: serde_yaml::Value = serde_yaml::from_str(&text).unwrap();
@@ -221,7 +245,8 @@ async fn see_all_states(seen: &mut SeenSamples) {
     let record =
         format!("record: {{ jsonl: {{ path: records.jsonl }}, {} }}", ingestion.log_analytics_yaml());
     let prices = "prices: { currency: USD, rows: [ { deployment: standard, input: 1000, output: 1000 } ] }";
-    let extra = format!("retry: {{ outage: 0s }}\n{record}\n{prices}\n");
+    let traces = Collector::start().await.traces_yaml("");
+    let extra = format!("retry: {{ outage: 0s }}\n{record}\n{prices}\n{traces}\n");
     let balancer = Arc::new(Balancer::start_with_clients(&entries, &clients, &extra).await);
     assert_eq!(balancer.post_admin("/api/backends/drained/drain").await.status, 200);
     for deployment in ["standard", "provisioned", "both", "both"] {

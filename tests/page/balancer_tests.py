@@ -18,7 +18,8 @@ class AdminStack(Stack):
         port = stack.free_port()
         self.admin = f"http://127.0.0.1:{port}/"
         token = f", token: {self.token}" if self.token else ""
-        return f"{super().balancer_yaml(*arguments)}admin: {{ address: '127.0.0.1:{port}'{token} }}\n"
+        prices = "prices: { currency: EUR, rows: [ { deployment: gpt-4o-mini, input: 1000, output: 2000 } ] }"
+        return f"{super().balancer_yaml(*arguments)}admin: {{ address: '127.0.0.1:{port}'{token} }}\n{prices}\n"
 
     def start_edge(self, _):
         pass
@@ -38,10 +39,11 @@ class AdminStack(Stack):
         finally:
             connection.close()
 
-    def chat(self, deployment):
+    def chat(self, deployment, **more_headers):
         path = f"/openai/deployments/{deployment}/chat/completions?api-version=2024-10-21"
         body = json.dumps({"messages": [{"role": "user", "content": "hello"}]})
-        return self.ask("POST", path, self.url, body, api_key=self.keys["python"], content_type="application/json")
+        headers = {"api_key": self.keys["python"], "content_type": "application/json"}
+        return self.ask("POST", path, self.url, body, **headers, **more_headers)
 
 
 class RunningBalancerTests:
@@ -80,6 +82,14 @@ class RunningBalancerTests:
         self.page.wait_until(lambda: re.match(r"python\s+10\s", client_row()), "expected ten requests of the client")
         assert self.balancer.status()["settled"] == before + 10
 
+    def what_a_client_costs_today_and_in_this_month_is_shown(self):
+        rows = lambda: [" ".join(row.split()) for row in self.page.texts("#cost-table > tbody")]
+        [entry] = self.balancer.status()["costs"]["clients"]
+        cost = entry["today"]["cost"]
+        assert float(cost) > 0 and entry["month"]["cost"] == cost, entry
+        self.page.wait_until(lambda: rows() == [f"python {cost} {cost} 0 0"], f"expected {cost}, not {rows()}")
+        assert self.page.text("#cost-note").startswith("Costs are in EUR, of the requests that arrived today and in this month"), self.page.text("#cost-note")
+
     def a_cooldown_is_shown(self):
         """A deployment of the backend `troubled` is throttled."""
         assert self.balancer.chat("throttled-python")[0] == 429
@@ -98,6 +108,30 @@ class RunningBalancerTests:
         assert request["id"] in details and re.search(r"1 attempt troubled 429 began at \d+ ms, first byte after \d+ ms, took \d+ ms", details), details
         refused = [" ".join(row.split()) for row in self.page.texts("#refusal-table > tbody")]
         assert refused == ["python 0 0 0 1 0 0 1 Show requests"], refused
+
+    def a_recent_request_is_found_by_each_of_its_ids(self):
+        trace = "0af7651916cd43dd8448eb211c80319c"
+        status, headers, _ = self.balancer.chat("throttled-python", x_ms_client_request_id="order-4711", traceparent=f"00-{trace}-b7ad6b7169203331-01")
+        assert status == 429
+        field = self.page.find("#trouble-id")
+        found = lambda: [" ".join(row.split()) for row in self.page.texts("#trouble-table > tbody")]
+        for wanted in (headers["x-aoai-lb-request-id"], "order-4711", trace):
+            field.clear()
+            field.send_keys(f"{wanted}\n")
+            self.page.wait_until(lambda: self.page.text("#trouble-count").startswith("1 of 2 match"), f"expected one request with {wanted}, not {found()}")
+            assert len(found()) == 1 and "refused 429 python throttled-python" in found()[0], found()
+            self.page.find("#trouble-table .expand").send_keys(" ")
+            details = lambda: " ".join(self.page.text("#trouble-table .details").split())
+            self.page.wait_until(lambda: headers["x-aoai-lb-request-id"] in details(), f"expected its details, not {details()}")
+            assert f"Client's id order-4711 Trace {trace}" in details(), details()
+            self.page.find("#trouble-table .expand").send_keys(" ")
+        # One that went well has a record, and the page says where to look for it.
+        answered = self.balancer.chat("gpt-4o-mini")[1]["x-aoai-lb-request-id"]
+        field.clear()
+        field.send_keys(f"{answered}\n")
+        self.page.wait_until(lambda: "aoai-lb find ID searches all records" in self.page.text("#no-trouble"), "expected where to look")
+        self.page.click("#trouble-filter button[type=reset]")
+        self.page.wait_until(lambda: len(found()) == 2, "expected both requests")
 
     def draining_stops_new_requests_to_the_backend(self):
         state = lambda: next(expected_text["state"] for expected_text in self.balancer.status()["backends"] if expected_text["name"] == "sweden")

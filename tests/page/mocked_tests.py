@@ -177,8 +177,8 @@ class MockedStateTests(Suite):
                 self.page.set_viewport()
                 self.page.open(mock.url, "#backends:not([hidden])")
                 self.page.wait_until(lambda: self.page.text("#no-trouble") != "Loading …", "expected the recent trouble")
-                values = self.page.texts("#figures dd") + self.page.texts("#backend-table .number") + self.page.texts("#client-rows td") + self.page.texts("#sink-table tbody .number") + self.page.texts("#resource-table tbody .number")
-                heads = ("In flight", "Attempts", "429", "Failed", "p50", "p95", "Waiting", "Oldest", "Dropped", "Dead letters", "Objects", "Requests", "Found there", "Not there", "Read lag")
+                values = self.page.texts("#figures dd") + self.page.texts("#backend-table .number") + self.page.texts("#client-rows td") + self.page.texts("#sink-table tbody .number") + self.page.texts("#resource-table tbody .number") + self.page.texts("#cost-table tbody .number")
+                heads = ("In flight", "Attempts", "429", "Failed", "p50", "p95", "Waiting", "Oldest", "Dropped", "Dead letters", "Objects", "Requests", "Found there", "Not there", "Read lag", "Today", "This month", "Provisioned", "Without cost")
                 values = [value for value in values if value not in heads]
                 assert values and set(values) == {"–"}, values
                 page_text = " ".join(self.page.texts("main > section:not(#timeline)"))
@@ -196,7 +196,7 @@ class MockedStateTests(Suite):
             self.page.click("#more-problems")
             self.page.evaluate("void document.querySelectorAll('.expand').forEach(button => button.click())")
             # Markup of every part of the status is on the page, as text.
-            everywhere = ["#problems", "#notices", "#backend-table", "#backend-table .details", "#trouble-table", "#trouble-table .details", "#refusal-table", "#pools", "#clients", "#limit-table", "#resource-table", "#instance-table", "#instances-note", "#sink-table", "#expiries", "#facts"]
+            everywhere = ["#problems", "#notices", "#backend-table", "#backend-table .details", "#trouble-table", "#trouble-table .details", "#refusal-table", "#pools", "#clients", "#limit-table", "#cost-table", "#cost-note", "#resource-table", "#instance-table", "#instances-note", "#sink-table", "#expiries", "#facts"]
             for part in everywhere:
                 assert HOSTILE_MARKUP in self.page.text(part), part
             assert any(HOSTILE_MARKUP in text for text in self.page.evaluate("[...document.querySelectorAll('#trouble-client option')].map(n => n.textContent)"))

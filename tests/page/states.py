@@ -159,6 +159,18 @@ def queue(interactive=0, standard=0, batch=0, **lines):
     return {"wait_ms": 5000, "requests": 1000, "body_memory": 256 << 20, "waiting": waiting, "lines": lines}
 
 
+def costs(*clients):
+    """`clients` have a name, and what they cost today and in this month, with the responses that are left out."""
+
+    def cost_sum(cost, provisioned=0, without_cost=0):
+        return {"cost": cost, "provisioned": provisioned, "without_cost": without_cost}
+
+    listed = [{"client": name, "today": cost_sum(*today), "month": cost_sum(*month)} for name, today, month in clients]
+    return {"currency": "EUR", "since": "2026-11-20T08:00:00.000Z", "clients": listed}
+
+
+TEAM_COSTS = costs(("team-b", ("0.75",), ("12.5", 3, 2)), ("team-a", ("1.000001",), ("120.25", 4000, 1)), (None, ("0",), ("0", 0, 7)))
+
 CALM = {
     "limits": limits,
     "affinity": lambda: affinity(
@@ -235,7 +247,7 @@ def healthy(tick=0):
         pool("gpt-4o-mini", [("westus", "gpt-4o-mini", 1, "healthy", None)]),
         pool(None, [("westus", None, 1, "healthy", None)], kind="home"),
     ]
-    return status_document(tick, backends, pools, [client(name, index + 1) for index, name in enumerate(["team-a", "team-b", "batch-jobs"])])
+    return status_document(tick, backends, pools, [client(name, index + 1) for index, name in enumerate(["team-a", "team-b", "batch-jobs"])], costs=TEAM_COSTS)
 
 
 def problems(tick=0):
@@ -298,6 +310,7 @@ def problems(tick=0):
         "certificates": [certificate("/etc/aoai-lb/tls/listener.pem", -1.5), certificate("/etc/aoai-lb/tls/backend.pem", 12, "backend westus"), certificate("/etc/aoai-lb/tls/admin.pem", 200, "admin")],
         "credentials": [credential("france", 2, "token", "the vault refuses: 403"), credential("westus", 90)],
         "trouble": trouble_list(120),
+        "costs": TEAM_COSTS,
         "shared": shared("cannot use Redis at 10.0.0.4:6380: no answer in time", "vm-1/1234", "vm-2/99"),
         "affinity": affinity(
             resource("contoso-eastus.openai.azure.com:443", "eastus-ptu", "westus", entries=1_887_000, accepted=12, denied=3_456, requests=240, lag_ms=480),
@@ -403,7 +416,7 @@ def null_values(tick=0):
 
 def missing_values(_=0):
     """Almost all fields are missing or have the wrong type."""
-    return {"service": 7, "sinks": [{}], "certificates": [{}], "credentials": [None, {}], "refusals": [{}], "affinity": {"resources": [{}, 7]}, "shared": {"instances": [{}, 7]}, "trouble": {"requests": [{}, 3]}, "backends": [{}], "pools": [None, 7, {}], "clients": [{}], "timeline": None, "process": None, "build": None}
+    return {"service": 7, "sinks": [{}], "certificates": [{}], "credentials": [None, {}], "refusals": [{}], "affinity": {"resources": [{}, 7]}, "shared": {"instances": [{}, 7]}, "costs": {"clients": [{}, 7]}, "trouble": {"requests": [{}, 3]}, "backends": [{}], "pools": [None, 7, {}], "clients": [{}], "timeline": None, "process": None, "build": None}
 
 
 STATES = {make_state.__name__: make_state for make_state in (healthy, problems, spilling, stopping, forty_backends, forty_in_trouble, hundred_backends, hostile_names, null_values, missing_values)}

@@ -58,11 +58,19 @@ def main():
         if report.failed:
             print(f"\nthe end of the balancer's log:\n{stack.log('balancer.log')}")
     run_documentation_snippets(binary, report)
+    run_traces_check(binary, report)
     run_affinity_suites(binary, report)
     run_socket_suite(binary, report)
     run_limit_suites(binary, report)
     print(f"{report.passed} passed, {report.failed} failed", flush=True)
     return 1 if report.failed else 0
+
+
+def run_traces_check(binary, report):
+    """Decodes exported traces with OpenTelemetry's own messages."""
+    command = [environments.python_environment("traces", "requirements-traces.txt"), HERE / "traces_check.py", binary]
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=SUITE_TIMEOUT)
+    report.add("traces: they are what OpenTelemetry's messages describe", completed.stdout + completed.stderr if completed.returncode else None)
 
 
 def run_suite(stack, report, name, command, on_marker=lambda: None):

@@ -68,7 +68,8 @@ function showRequests() {
   updateList($('trouble-table'), requests, 'trouble-row', request => request.id, showRequest);
   setVisible($('trouble-table'), requests.length > 0);
   setVisible($('no-trouble'), requests.length === 0 || troubleProblem !== '');
-  setText($('no-trouble'), troubleProblem || (kept > 0 ? 'No request matches the filter.' : isKnown(kept) ? 'No request was refused, failed, retried or slow.' : '–'));
+  const noMatch = $('trouble-id').value.trim() ? 'No request with this id is kept here, where only those are that did not go well. aoai-lb find ID searches all records.' : 'No request matches the filter.';
+  setText($('no-trouble'), troubleProblem || (kept > 0 ? noMatch : isKnown(kept) ? 'No request was refused, failed, retried or slow.' : '–'));
   const canShowMore = matching > requests.length && troubleLimit < MOST_REQUESTS;
   setVisible($('more-trouble'), canShowMore || troubleLimit > FEW_REQUESTS);
   setText($('more-trouble'), troubleLimit > FEW_REQUESTS ? `Show the last ${FEW_REQUESTS} only` : `Show all ${formatCount(Math.min(matching ?? 0, MOST_REQUESTS))}`);

@@ -1,6 +1,6 @@
 //! Reduces a JSON object that is too long to be kept, while its bytes pass, to what the record needs of it:
-//! its model, service tier, status, error and token counts, wherever they are in it. The outline is JSON in turn, so that
-//! it is read like a whole body or event.
+//! its model, service tier, status, error and token counts, wherever they are in it, and how many images or other items it
+//! lists. The outline is JSON in turn, so that it is read like a whole body or event.
 
 use memchr::memchr2;
 
@@ -26,6 +26,9 @@ const KEPT_KEYS: [&[u8]; 15] = [
 /// The keys whose values are outlined likewise if they are objects: Responses and realtime events have the
 /// response in one, which can contain an error.
 const OUTLINED_KEYS: [&[u8]; 2] = [b"response", b"error"];
+/// The key, at the top level only, of a list of which an empty object is kept for each object or array in it. Generated
+/// images are in such a list.
+const LIST_KEY: &[u8] = b"data";
 /// How deep outlined objects are nested: an error in a response in an event.
 const MAX_OUTLINED_DEPTH: usize = 3;
 /// Longest key that is compared.
@@ -69,6 +72,8 @@ enum State {
 struct CurrentValue {
     /// If it is kept: where its key and where itself begins in the output.
     kept_from: Option<(usize, usize)>,
+    /// Whether it is the list of [`LIST_KEY`].
+    is_list: bool,
     /// The number of its arrays and objects that are open.
     depth: usize,
     is_in_string: bool,
@@ -112,7 +117,7 @@ impl JsonOutline {
                             self.open_object()
                         }
                         (State::BeforeValue, _) => {
-                            self.begin_value();
+                            self.begin_value(byte);
                             // The value begins with this byte.
                             continue;
                         }
@@ -179,10 +184,11 @@ impl JsonOutline {
         self.output.extend_from_slice(b"\":");
     }
 
-    fn begin_value(&mut self) {
+    fn begin_value(&mut self, first_byte: u8) {
+        let is_list = self.key == LIST_KEY && self.open_objects == 1 && first_byte == b'[';
         self.state = State::InValue;
-        self.value = CurrentValue::default();
-        if KEPT_KEYS.contains(&&self.key[..]) && self.has_room() {
+        self.value = CurrentValue { is_list, ..CurrentValue::default() };
+        if (is_list || KEPT_KEYS.contains(&&self.key[..])) && self.has_room() {
             let key_start = self.output.len();
             self.push_key();
             self.value.kept_from = Some((key_start, self.output.len()));
@@ -192,6 +198,8 @@ impl JsonOutline {
     /// Takes bytes of the value up to its end or the next byte that matters, and returns the rest.
     fn feed_value<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
         let value = &mut self.value;
+        // What is kept of a list in place of the bytes that are taken.
+        let mut list_part: &[u8] = b"";
         let (taken, has_ended) = if std::mem::take(&mut value.is_escaped) {
             (1, false)
         } else if value.is_in_string {
@@ -218,10 +226,17 @@ impl JsonOutline {
                     }
                     Some(b'{' | b'[') => {
                         value.depth += 1;
+                        list_part = match (value.depth, self.output.last()) {
+                            (1, _) => b"[",
+                            (2, Some(b'[')) => b"{}",
+                            (2, _) => b",{}",
+                            _ => b"",
+                        };
                         (position + 1, false)
                     }
                     Some(b'}' | b']') if is_in_container => {
                         value.depth -= 1;
+                        list_part = if value.depth == 0 { b"]" } else { b"" };
                         (position + 1, value.depth == 0)
                     }
                     // What ends a number or literal is not part of it.
@@ -230,7 +245,7 @@ impl JsonOutline {
             }
         };
         let (part, rest) = bytes.split_at_checked(taken).unwrap_or((bytes, &[]));
-        self.keep(part);
+        self.keep(if self.value.is_list { list_part } else { part });
         if has_ended {
             self.state = State::BeforeKey;
         }
@@ -285,7 +300,7 @@ mod tests {
                 format!(
                     r#" {{ "data" : [{{"model":"x","usage":{{}},"e":{huge_list}}}] , "model" : "ada" , "usage" : null }} "#
                 ),
-                r#"{"model":"ada","usage":null}"#.to_owned(),
+                r#"{"data":[{}],"model":"ada","usage":null}"#.to_owned(),
                 true,
             ),
             (
@@ -293,6 +308,26 @@ mod tests {
                     r#"{{"response":{{"output":{huge_list},"usage":{{"a":[1,{{}}]}},"error":{{"code":"c","x":1}},"tools":[{{"usage":1}}]}},"n":1.5e3,"status":"s"}}"#
                 ),
                 r#"{"response":{"usage":{"a":[1,{}]},"error":{"code":"c"}},"status":"s"}"#.to_owned(),
+                true,
+            ),
+            // The items of a list at the top level are counted.
+            (
+                format!(
+                    r#"{{"data":[ {{"b64_json":"{huge}"}} , 1, "[{{", [[]], {{"a":[{{}}]}}],"usage":{{"a":1}}}}"#
+                ),
+                r#"{"data":[{},{},{}],"usage":{"a":1}}"#.to_owned(),
+                true,
+            ),
+            (
+                r#"{"data":[],"response":{"data":[{}]},"x":{"data":[{}]}}"#.to_owned(),
+                r#"{"data":[],"response":{}}"#.to_owned(),
+                true,
+            ),
+            (r#"{"data":{"a":[1]},"model":"m"}"#.to_owned(), r#"{"model":"m"}"#.to_owned(), true),
+            (r#"{"model":"m","data":[{"a":1},{"#.to_owned(), r#"{"model":"m"}"#.to_owned(), false),
+            (
+                format!(r#"{{"data":[{}{{}}],"model":"m"}}"#, "{},".repeat(5_000)),
+                r#"{"model":"m"}"#.to_owned(),
                 true,
             ),
             // Text that looks like JSON, in strings.
@@ -363,10 +398,16 @@ mod tests {
     }
 
     fn expected_outline(object: &serde_json::Map<String, Value>, depth: usize) -> Value {
-        let outlined = object.iter().filter(|(key, _)| KEPT_KEYS.contains(&key.as_bytes()));
+        let is_list = |key: &str, value: &Value| key.as_bytes() == LIST_KEY && depth == 1 && value.is_array();
+        let outlined =
+            object.iter().filter(|(key, value)| KEPT_KEYS.contains(&key.as_bytes()) || is_list(key, value));
         Value::Object(
             outlined
                 .map(|(key, value)| match value {
+                    Value::Array(items) if is_list(key, value) => {
+                        let items = items.iter().filter(|item| item.is_object() || item.is_array());
+                        (key.clone(), items.map(|_| json!({})).collect())
+                    }
                     Value::Object(inner)
                         if OUTLINED_KEYS.contains(&key.as_bytes()) && depth < MAX_OUTLINED_DEPTH =>
                     {

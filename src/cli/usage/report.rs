@@ -16,7 +16,7 @@ use super::time_range::TimeRange;
 use super::totals::{AudioTotals, CostTotals, OptionalColumns, UsageTotals};
 use crate::cli::progress::Progress;
 use crate::cli::record_files::{describe_read_problem, open_record_file};
-use crate::cli::record_lines::{LineRead, read_record_line};
+use crate::cli::record_lines::{LineRead, RecordLines};
 use crate::cli::table::write_table;
 use crate::money::Amount;
 use crate::names::BackendName;
@@ -105,14 +105,14 @@ impl UsageReport {
             .map_err(|problem| UsageError::Read { path: path.to_owned(), problem })
     }
 
-    fn add_lines(&mut self, mut lines: impl BufRead) -> io::Result<()> {
-        let mut line = Vec::new();
+    fn add_lines(&mut self, reader: impl BufRead) -> io::Result<()> {
+        let mut lines = RecordLines::new(reader);
         loop {
-            match read_record_line(&mut lines, &mut line)? {
+            match lines.next_line()? {
                 LineRead::End => return Ok(()),
                 LineRead::TooLong => self.too_long_lines += 1,
-                LineRead::Line if line.trim_ascii().is_empty() => {}
-                LineRead::Line => self.add_record(&line),
+                LineRead::Line(line) if line.trim_ascii().is_empty() => {}
+                LineRead::Line(line) => self.add_record(line),
             }
         }
     }

@@ -6,13 +6,13 @@ use crate::azure::binary_data::replace_binary_data;
 use crate::azure::json;
 
 impl ResponseCapture {
-    /// Takes the images of a complete body.
+    /// Takes the images of a complete body. Of an outline, only their number is known.
     pub(super) fn capture_images(&mut self, body: &str) {
         let [Some(data)] = json::find_fields(body, &["data"]) else { return };
         let mut count = 0;
         json::for_each_array_item(data, |_| count += 1);
         self.image_count = Some(count);
-        if self.text_budget.limit_bytes() > 0 {
+        if self.text_budget.limit_bytes() > 0 && !self.text_budget.is_truncated() {
             self.text_budget
                 .append_text(&mut self.choices.get_or_insert_choice(0).content, &replace_binary_data(data));
         }
@@ -30,6 +30,7 @@ impl ResponseCapture {
 mod tests {
     use crate::azure::Operation;
     use crate::azure::response::capture::ResponseCapture;
+    use crate::azure::response::collected_body::CollectedBody;
     use crate::azure::response::sse::SseEvent;
 
     #[test]
@@ -53,6 +54,22 @@ mod tests {
                 capture.capture_event(&SseEvent::from_message(event(kind).as_bytes()));
             }
             assert_eq!(capture.image_count, expected);
+        }
+    }
+
+    #[test]
+    fn images_are_counted_in_a_body_that_is_too_long_to_be_kept() {
+        let image =
+            format!(r#"{{"b64_json":"{}","revised_prompt":"a, {{b}}"}}"#, "iVBORw0KGgo".repeat(1_000));
+        let body = format!(r#"{{"created":1,"data":[{}],"size":"1024x1024"}}"#, [&*image; 3].join(","));
+        for (body, expected) in
+            [(body.as_bytes(), Some(3)), (&body.as_bytes()[..body.len() - 100], None), (b"{}", None)]
+        {
+            let (mut capture, mut collected) =
+                (ResponseCapture::new(Operation::Images, 1_000), CollectedBody::new(0));
+            body.chunks(1_000).for_each(|chunk| collected.append(chunk));
+            collected.capture_into(true, &mut capture);
+            assert_eq!((capture.image_count, capture.completion_text()), (expected, None));
         }
     }
 }
