@@ -1,6 +1,6 @@
 # Most important: `make demo` and `make test`. Both install missing packages first.
 
-.PHONY: demo test build release deb install uninstall bench install-packages install-test-packages install-fuzz-packages install-bench-packages
+.PHONY: demo test build release deb tarball install uninstall bench install-packages install-test-packages install-fuzz-packages install-bench-packages
 .PHONY: format lint unit fairness prompt-cache storms sdk page picture systemd instructions fuzz fuzz-briefly audit
 
 demo: build
@@ -12,33 +12,35 @@ test: install-test-packages format lint unit fairness fuzz-briefly sdk page syst
 build: install-packages
 	cargo build --locked
 
-# The binary for a VM: target/release/aoai-lb
+# The binary for a VM: target/release/aoai-lb. ARCH=arm64 or ARCH=amd64 builds it for that architecture, here and below, with a
+# cross compiler if need be: target/aarch64-unknown-linux-gnu/release/aoai-lb.
+ARCH =
+TARGET_amd64 = x86_64-unknown-linux-gnu/
+TARGET_arm64 = aarch64-unknown-linux-gnu/
+BINARY = target/$(TARGET_$(ARCH))release/aoai-lb
+# Prints the manual pages and completions, if the binary does not run here.
+GENERATOR = $(if $(ARCH),target/debug/aoai-lb,$(BINARY))
+
 release: install-packages
-	cargo build --locked --release
+	sh .ci/release $(ARCH)
 
 # The Debian package: target/debian/aoai-lb_VERSION_ARCHITECTURE.deb
-deb: release
-	sh systemd/deb/build target/release/aoai-lb target/debian
+deb: release $(if $(ARCH),build)
+	GENERATOR=$(GENERATOR) sh systemd/deb/build $(BINARY) target/debian
 
-# For other systems with systemd, after `make release`. DESTDIR is for package builds.
+# For other systems: target/aoai-lb-VERSION-linux-ARCHITECTURE.tar.gz
+tarball: release $(if $(ARCH),build)
+	GENERATOR=$(GENERATOR) sh systemd/tarball $(BINARY) target
+
+# What the tarball installs, from the source, after `make release`. DESTDIR is for package builds.
 install:
-	@test -x target/release/aoai-lb || { echo "target/release/aoai-lb is missing: run make release first" >&2; exit 1; }
-	install -D -m 755 target/release/aoai-lb $(DESTDIR)/usr/bin/aoai-lb
-	install -D -m 644 systemd/aoai-lb.service $(DESTDIR)/usr/lib/systemd/system/aoai-lb.service
-	install -D -m 644 systemd/aoai-lb.sysusers $(DESTDIR)/usr/lib/sysusers.d/aoai-lb.conf
-	install -D -m 644 systemd/aoai-lb.tmpfiles $(DESTDIR)/usr/lib/tmpfiles.d/aoai-lb.conf
-	install -d $(DESTDIR)/usr/share/man/man8 $(DESTDIR)/usr/share/man/man5 $(DESTDIR)/usr/share/bash-completion/completions
-	target/release/aoai-lb man > $(DESTDIR)/usr/share/man/man8/aoai-lb.8
-	target/release/aoai-lb reference manual > $(DESTDIR)/usr/share/man/man5/aoai-lb.yaml.5
-	target/release/aoai-lb completions bash > $(DESTDIR)/usr/share/bash-completion/completions/aoai-lb
-	test -e $(DESTDIR)/etc/aoai-lb/aoai-lb.yaml || install -D -m 640 conf/aoai-lb.yaml $(DESTDIR)/etc/aoai-lb/aoai-lb.yaml
-	test -n "$(DESTDIR)" || { systemd-sysusers aoai-lb.conf && systemd-tmpfiles --create aoai-lb.conf && systemctl daemon-reload; }
+	@test -x $(BINARY) || { echo "$(BINARY) is missing: run make release first" >&2; exit 1; }
+	GENERATOR=$(GENERATOR) sh systemd/stage $(BINARY) target/tree
+	sh systemd/install --tree target/tree $(DESTDIR)
 
 # Configuration, records and the user are kept.
 uninstall:
-	test -n "$(DESTDIR)" || systemctl disable --now aoai-lb.service
-	cd $(DESTDIR)/usr && rm -f bin/aoai-lb lib/systemd/system/aoai-lb.service lib/sysusers.d/aoai-lb.conf \
-		lib/tmpfiles.d/aoai-lb.conf share/man/man8/aoai-lb.8 share/man/man5/aoai-lb.yaml.5 share/bash-completion/completions/aoai-lb
+	sh systemd/install --uninstall $(DESTDIR)
 
 format:
 	cargo fmt --check

@@ -5,6 +5,16 @@ use std::io::{self, Write};
 use clap::Command;
 use clap_mangen::Man;
 
+use crate::config;
+
+/// The title, and how roff shows an apostrophe. clap_mangen takes the version for a date.
+const TITLE: &str = concat!(
+    ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n",
+    ".TH AOAI\\-LB 8 \"\" \"aoai\\-lb ",
+    env!("CARGO_PKG_VERSION"),
+    "\" \"System Administration\"\n"
+);
+
 /// What the options do not say.
 const FURTHER_SECTIONS: &str = r#".SH SIGNALS
 To the running process:
@@ -24,6 +34,8 @@ Open the file of records again, after another program has renamed it.
 .TP
 SIGUSR2
 Start the installed binary with the installed configuration, and hand over to it.
+.PP
+SIGQUIT is ignored.
 .SH FILES
 .TP
 .I /etc/aoai\-lb/aoai\-lb.yaml
@@ -49,13 +61,16 @@ what is logged, such as \fBwarn,aoai_lb=info,access=info\fR for a line per reque
 NO_COLOR
 no colors on a terminal
 .TP
+SSL_CERT_FILE, SSL_CERT_DIR
+certificates of authorities to trust in place of those of the system
+.TP
 AZURE_POD_IDENTITY_AUTHORITY_HOST
 an address to use in place of the metadata service of the virtual machine
 .TP
 IDENTITY_ENDPOINT, IDENTITY_HEADER
 the managed identity of App Service and Container Apps
 .TP
-AZURE_TENANT_ID, AZURE_CLIENT_ID, AZURE_FEDERATED_TOKEN_FILE
+AZURE_TENANT_ID, AZURE_CLIENT_ID, AZURE_FEDERATED_TOKEN_FILE, AZURE_AUTHORITY_HOST
 the workload identity of a Kubernetes cluster
 .SH EXIT STATUS
 .TP
@@ -70,6 +85,9 @@ wrong usage
 .TP
 3
 \fBstatus \-\-check\fR: the service is neither healthy nor spilling
+.TP
+128 and the number of the signal
+\fBstatus \-\-watch\fR: a signal has ended it
 .SH EXAMPLES
 .nf
 aoai\-lb check \-\-live
@@ -88,8 +106,7 @@ aoai\-lb usage \-\-by client,deployment \-\-since 7d
 /// Prints the page. All commands are in it.
 pub(super) fn print_manual_page(command: &Command) -> io::Result<()> {
     let man = Man::new(command.clone()).section("8");
-    let mut page = Vec::new();
-    man.render_title(&mut page)?;
+    let mut page = TITLE.as_bytes().to_vec();
     man.render_name_section(&mut page)?;
     man.render_synopsis_section(&mut page)?;
     man.render_description_section(&mut page)?;
@@ -98,7 +115,7 @@ pub(super) fn print_manual_page(command: &Command) -> io::Result<()> {
         render_command(command, &mut page)?;
     }
     page.extend_from_slice(FURTHER_SECTIONS.as_bytes());
-    io::stdout().write_all(&page)
+    io::stdout().write_all(config::roff_in_ascii(&String::from_utf8_lossy(&page)).as_bytes())
 }
 
 /// A command with its options, as a subsection.
@@ -107,7 +124,9 @@ fn render_command(command: &Command, page: &mut Vec<u8>) -> io::Result<()> {
     writeln!(page, ".SS {}\n{}.", command.get_name(), about.trim_end_matches('.'))?;
     let mut options = Vec::new();
     Man::new(command.clone()).render_options_section(&mut options)?;
-    let options = String::from_utf8_lossy(&options).replace(".SH OPTIONS\n", "");
+    // Two breaks around an empty line are a paragraph.
+    let options =
+        String::from_utf8_lossy(&options).replace(".SH OPTIONS\n", "").replace(".br\n\n.br\n", ".sp\n");
     page.extend_from_slice(options.as_bytes());
     Ok(())
 }

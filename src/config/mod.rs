@@ -30,7 +30,7 @@ pub use load::{
     CheckedConfig, load_admin, load_and_check_file, load_and_check_without_secrets, load_upgrade_socket_path,
     parse_and_check_yaml,
 };
-pub use reference::{configuration_page, json_schema, manual_page};
+pub use reference::{configuration_page, json_schema, manual_page, roff_in_ascii};
 pub use schema::{
     AdminAddress, AdminConfig, AffinityConfig, AppCredential, AppRegistration, AskLimit, BackendConfig,
     BackendTlsConfig, BalancePolicy, BreakerConfig, ClientConfig, ClientLimits, ClientTokenConfig,

@@ -58,6 +58,20 @@ pub(super) struct Backend {
 /// Limits, by their key.
 pub(super) type Limits = BTreeMap<&'static str, Value>;
 
+/// The limits of a client, or of each that has none of its own.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ClientLimits {
+    pub(super) all: Limits,
+    /// In addition, those of single deployments: by the name in lower case, the name and its limits.
+    pub(super) of_deployments: BTreeMap<String, (String, Limits)>,
+}
+
+impl ClientLimits {
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty() && self.of_deployments.is_empty()
+    }
+}
+
 /// A client.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
@@ -66,7 +80,7 @@ pub(super) struct Client {
     pub(super) app_ids: Vec<Value>,
     pub(super) roles: Vec<Value>,
     pub(super) deployments: BTreeSet<String>,
-    pub(super) limits: Limits,
+    pub(super) limits: ClientLimits,
     pub(super) comments: Vec<String>,
 }
 
@@ -120,7 +134,7 @@ pub(super) struct Plan {
     pub(super) backends: Vec<Backend>,
     pub(super) clients: Vec<Client>,
     pub(super) tokens: Option<Tokens>,
-    pub(super) default_limits: Limits,
+    pub(super) default_limits: ClientLimits,
     pub(super) limit_comments: Vec<String>,
     pub(super) api_version: Option<Value>,
     /// Replaces the client's `api-version`.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::plan::{Backend, Client, Credential, Limits, Plan, Recorded, Value};
+use super::plan::{Backend, Client, ClientLimits, Credential, Limits, Plan, Recorded, Value};
 use super::variables::Variables;
 use super::yaml::YamlWriter;
 
@@ -136,7 +136,7 @@ fn render_client(yaml: &mut YamlWriter, client: &Client) {
     }
     if !client.limits.is_empty() {
         yaml.line(4, "limits:");
-        render_limit_set(yaml, 6, &client.limits);
+        render_client_limits(yaml, 6, &client.limits);
     }
 }
 
@@ -144,6 +144,17 @@ fn render_client(yaml: &mut YamlWriter, client: &Client) {
 fn without_case_duplicates(names: &BTreeSet<String>) -> Vec<&str> {
     let mut seen = HashSet::new();
     names.iter().map(String::as_str).filter(|name| seen.insert(name.to_ascii_lowercase())).collect()
+}
+
+fn render_client_limits(yaml: &mut YamlWriter, indent: usize, limits: &ClientLimits) {
+    render_limit_set(yaml, indent, &limits.all);
+    if !limits.of_deployments.is_empty() {
+        yaml.line(indent, "deployments:");
+    }
+    for (name, limits) in limits.of_deployments.values() {
+        yaml.line(indent + 2, &format!("{}:", YamlWriter::quoted(&Value::literal(name))));
+        render_limit_set(yaml, indent + 4, limits);
+    }
 }
 
 fn render_limit_set(yaml: &mut YamlWriter, indent: usize, limits: &Limits) {
@@ -185,7 +196,7 @@ fn render_limits(yaml: &mut YamlWriter, plan: &Plan) {
     yaml.comments(0, &plan.limit_comments);
     yaml.line(0, "limits:");
     yaml.line(2, "default:");
-    render_limit_set(yaml, 4, &plan.default_limits);
+    render_client_limits(yaml, 4, &plan.default_limits);
 }
 
 fn render_requests(yaml: &mut YamlWriter, plan: &Plan) {

@@ -66,6 +66,8 @@ pub(super) struct Variables {
     /// The kinds of each named value, with the position in the list.
     of_named_values: HashMap<String, Vec<(VariableKind, usize)>>,
     next_numbers: HashMap<String, usize>,
+    /// The variables of endpoints, by the backend in API Management.
+    of_endpoints: HashMap<String, String>,
 }
 
 impl Variables {
@@ -87,6 +89,18 @@ impl Variables {
         }
         known.push((kind, self.list.len()));
         self.add(named_value, kind, format!("the named value {}", shown_name(named_value)))
+    }
+
+    /// The variable for the endpoint of a backend of API Management, of which `name` is the first name.
+    pub(super) fn endpoint(&mut self, id: &str, name: &str) -> String {
+        let id = id.to_ascii_lowercase();
+        if let Some(known) = self.of_endpoints.get(&id) {
+            return known.clone();
+        }
+        let variable =
+            self.add(&format!("{name}_ENDPOINT"), VariableKind::Url, format!("the endpoint of {name}"));
+        self.of_endpoints.insert(id, variable.clone());
+        variable
     }
 
     /// A variable of its own, with a name like `wish`.

@@ -67,7 +67,7 @@ fn assert_passes_check(yaml: &str) {
 /// The arguments for each configuration that is kept, by its name.
 const KEPT: [(&str, &[&str], &str); 5] = [
     ("cached-counter", &["cached-counter.xml"], "10 mapped, 11 implied, 1 without"),
-    ("priority-list", &["priority-list.xml"], "3 mapped, 17 implied, 0 without"),
+    ("priority-list", &["priority-list.xml"], "5 mapped, 15 implied, 0 without"),
     ("pool", &["pool.xml", "--backends", "pool.json"], "8 mapped, 4 implied, 6 without"),
     ("clients", &["clients.xml"], "10 mapped, 4 implied, 4 without"),
     ("including", &["including.xml", "frag-backend-key.xml"], "4 mapped, 6 implied, 2 without"),

@@ -56,6 +56,7 @@ mod monitoring;
 mod moods;
 mod open_files;
 mod operate;
+mod package;
 mod progress;
 mod prompt_cache;
 mod queue;

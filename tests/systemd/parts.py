@@ -94,6 +94,7 @@ INSTALLED_FILES = [
     ("/etc/aoai-lb", 0o750, "root", "aoai-lb"),
     ("/etc/aoai-lb/tls", 0o750, "root", "aoai-lb"),
     (CONFIG, 0o640, "root", "aoai-lb"),
+    ("/etc/aoai-lb/environment", 0o640, "root", "aoai-lb"),
     (INSTALLED_BINARY, 0o755, "root", "root"),
     ("/usr/lib/systemd/system/aoai-lb.service", 0o644, "root", "root"),
 ]
@@ -535,6 +536,28 @@ def removal(service, report):
     report.expect("no link to the unit remains", not links, links)
 
 
+def tarball(service, report):
+    machine = service.machine
+    # Unless the part before has done so.
+    machine.run("dpkg", "--purge", "aoai-lb", check=False)
+    path = service.build_tarball()
+    machine.run("tar", "-xzf", path, "-C", "/root")
+    script = path.removesuffix(".tar.gz") + "/install"
+    completed = machine.run(script, check=False)
+    report.expect("the tarball installs", completed.returncode == 0, completed.stdout + completed.stderr)
+    report.expect("its files have the owners and modes of the package", not (problems := mode_problems(service, INSTALLED_FILES)), problems)
+    service.write_config(service.config_yaml())
+    machine.write_file(f"UPSTREAM_KEY={service.upstream_key}\n", "/etc/aoai-lb/environment", 0o640, like=CONFIG)
+    service.systemctl("start", UNIT)
+    report.expect("the service answers", service.chat_status() == 200)
+    completed = machine.run(script, "--uninstall", check=False)
+    report.expect("it is removed", completed.returncode == 0, completed.stdout + completed.stderr)
+    remaining = machine.run("find", "/usr", "-name", "*aoai-lb*").stdout
+    report.expect("its files are removed", not remaining, remaining)
+    report.expect("the service has stopped", service.systemctl("is-active", UNIT, check=False).returncode != 0)
+    report.expect("the configuration remains", machine.host_path(CONFIG).exists())
+
+
 ALL_PARTS = [
     installation,
     start,
@@ -556,6 +579,7 @@ ALL_PARTS = [
     watchdog,
     package_upgrade,
     removal,
+    tarball,
 ]
 # These take minutes, mostly waiting, and run only if they are named on the command line.
 SLOW_PARTS = [upgrades_that_hang]

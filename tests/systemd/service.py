@@ -109,10 +109,20 @@ class Service:
         shutil.copy(path, self.machine.host_path("/root"))
         return f"/root/{path.name}"
 
+    def build_tarball(self):
+        """Builds the tarball as `make tarball` does; returns its path in the machine."""
+        command = [SOURCE / "systemd/tarball", self.binary, self.directory]
+        result = subprocess.run(["sh", *command], capture_output=True, text=True)
+        if result.returncode != 0:
+            raise TestFailure(f"the tarball cannot be built: {result.stderr}")
+        path = Path(result.stdout.strip())
+        shutil.copy(path, self.machine.host_path("/root"))
+        return f"/root/{path.name}"
+
     def changed_source(self):
         """A copy of the source files of a package, with a changed example configuration."""
         copy = self.directory / "source"
-        for name in ["systemd", "conf", "docs", "README.md", "SECURITY.md", "CHANGELOG.md", "LICENSE-MIT", "Cargo.toml"]:
+        for name in ["systemd", "conf", "docs", "README.md", "SECURITY.md", "CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT", "Cargo.toml"]:
             shutil.copytree(SOURCE / name, copy / name) if (SOURCE / name).is_dir() else (
                 copy.mkdir(exist_ok=True),
                 shutil.copy(SOURCE / name, copy / name),

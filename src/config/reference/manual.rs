@@ -20,7 +20,7 @@ Below, [] stands for each item of a list, and * for a name.
 .SH KEYS
 "#;
 
-const TAIL: &str = r".SH FILES
+const TAIL: &str = r#".SH FILES
 .TP
 .I /etc/aoai\-lb/aoai\-lb.yaml
 the configuration that commands read by default
@@ -30,9 +30,29 @@ variables for it, in the syntax of
 .BR EnvironmentFile =
 in
 .BR systemd.exec (5)
+.TP
+.I /usr/share/doc/aoai\-lb/examples/aoai\-lb.yaml
+every key with its default
+.SH EXAMPLES
+One resource and one client:
+.PP
+.nf
+listeners:
+  \- address: 127.0.0.1:8080
+backends:
+  \- name: eastus
+    endpoint: https://contoso\-eastus.openai.azure.com
+    credential: { api_key: "${EASTUS_KEY}" }
+clients:
+  \- name: team\-a
+    keys: [ { sha256: "${TEAM_A_SHA256}" } ]
+.fi
+.PP
+.B aoai\-lb keys new team\-a
+prints a key for the client and its hash.
 .SH SEE ALSO
 .BR aoai\-lb (8)
-";
+"#;
 
 /// The page, in roff.
 pub fn manual_page() -> String {
@@ -43,7 +63,21 @@ pub fn manual_page() -> String {
         let parts: Vec<String> = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect();
         page += &format!(".TP\n.B {}\n{}\n", escape(&key.path), escape(&parts.join("; ")));
     }
-    page + TAIL
+    roff_in_ascii(&(page + TAIL))
+}
+
+/// The page without characters beyond ASCII, which not every roff reads. Each becomes its escape.
+pub fn roff_in_ascii(page: &str) -> String {
+    let mut ascii = String::with_capacity(page.len());
+    for character in page.chars() {
+        match character {
+            _ if character.is_ascii() => ascii.push(character),
+            // Not every device has it.
+            '…' => ascii.push_str("\\&..."),
+            _ => ascii.push_str(&format!("\\[u{:04X}]", u32::from(character))),
+        }
+    }
+    ascii
 }
 
 /// The text as roff shows it as it is: no character begins a request or an escape.

@@ -13,7 +13,7 @@ mod page;
 mod tree;
 
 pub use json_schema::json_schema;
-pub use manual::manual_page;
+pub use manual::{manual_page, roff_in_ascii};
 pub use page::configuration_page;
 
 #[cfg(test)]

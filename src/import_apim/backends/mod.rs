@@ -25,6 +25,8 @@ pub(super) struct BackendResource {
     pub(super) name: String,
     pub(super) place: Place,
     pub(super) kind: BackendKind,
+    /// A loop of the template makes it, or its members: they are known after the deployment only.
+    pub(super) is_loop: bool,
 }
 
 /// What a resource is.
@@ -122,7 +124,8 @@ impl BackendResources {
             let is_answer =
                 kind.is_empty() && properties_value.get("url").or(properties_value.get("pool")).is_some();
             if kind == BACKEND_TYPE || is_answer {
-                return self.add(&text("name"), &properties_value, known, place());
+                let is_loop = members.contains_key("copy");
+                return self.add(&text("name"), &properties_value, known, place(), is_loop);
             }
             if kind == "microsoft.resources/deployments" {
                 return self.read_members(properties, &["template"], known, source, depth);
@@ -163,6 +166,7 @@ impl BackendResources {
         properties: &Value,
         known: &KnownValues,
         place: Place,
+        is_loop: bool,
     ) -> Result<(), ImportError> {
         if self.0.len() == MAX_RESOURCES {
             return Err(ImportError::new(place, format!("there are more than {MAX_RESOURCES} backends")));
@@ -176,7 +180,10 @@ impl BackendResources {
             Some(pool) => read_pool(pool, known),
             None => BackendKind::Single(read_single(properties, known)),
         };
-        self.0.insert(name.to_ascii_lowercase(), BackendResource { name, place, kind });
+        let has_computed_members =
+            properties.get("pool").is_some_and(|pool| !pool.get("services").is_some_and(Value::is_array));
+        let is_loop = is_loop || has_computed_members;
+        self.0.insert(name.to_ascii_lowercase(), BackendResource { name, place, kind, is_loop });
         Ok(())
     }
 }

@@ -20,6 +20,9 @@ const MAX_WEIGHTS_OF_TIER: u64 = 10_000;
 
 /// A backend that is going to be built.
 struct Draft<'d> {
+    /// The backend in API Management, or the first part of its host.
+    id: String,
+    /// The name that it should have.
     wish: String,
     /// As written; `None` if only a name is known.
     url: Option<&'d str>,
@@ -70,7 +73,13 @@ impl<'b> BackendBuilder<'b, '_> {
         for (key, resource) in &self.resources.0 {
             let is_used = used.contains(key);
             self.report.count(if is_used { Outcome::Mapped } else { Outcome::Left });
-            if !is_used {
+            if resource.is_loop {
+                self.report.note(
+                    &resource.place,
+                    "a loop of the template makes these backends; give them as they are deployed, as the REST API or az \
+                     prints them",
+                );
+            } else if !is_used {
                 self.report.note(&resource.place, "no policy that was given uses this backend or pool");
             }
         }
@@ -128,7 +137,12 @@ impl<'b> BackendBuilder<'b, '_> {
                     .to_owned(),
             );
         }
+        if target.is_unused {
+            comments.push("No cluster of the policy has this endpoint.".to_owned());
+        }
+        let is_conditional = is_conditional || target.is_unused;
         let draft = |wish: &str| Draft {
+            id: wish.to_owned(),
             wish: if target.is_for_others { format!("{wish}-others") } else { wish.to_owned() },
             url: None,
             single: None,
@@ -146,7 +160,7 @@ impl<'b> BackendBuilder<'b, '_> {
             }
             TargetSource::Id(id) => {
                 let resources = self.resources;
-                let Some(resource) = resources.get(id) else {
+                let Some(resource) = resources.get(id).filter(|_| !target.is_list) else {
                     drafts.push(draft(id));
                     return Ok(());
                 };
@@ -162,6 +176,9 @@ impl<'b> BackendBuilder<'b, '_> {
                                 "session affinity needs no cookie: aoai-lb sends a request to the resource that has what \
                                  it refers to (docs/affinity.md)",
                             );
+                        }
+                        if members.is_empty() {
+                            drafts.push(draft(id));
                         }
                         let shift = u64::from(members.iter().any(|member| member.priority == Some(0)));
                         for member in members {
@@ -224,6 +241,7 @@ impl<'b> BackendBuilder<'b, '_> {
             used.insert(key.clone());
             let (tier, weight) = tiers.get(key).copied().unwrap_or((1, 1));
             drafts.push(Draft {
+                id: resource.name.clone(),
                 wish: resource.name.clone(),
                 url: Some(&single.url),
                 single: Some(single),
@@ -250,16 +268,15 @@ impl<'b> BackendBuilder<'b, '_> {
         let (endpoint, more) = match draft.url {
             Some(url) => endpoint(url, &name, self.variables),
             None => {
-                let variable = self.variables.add(
-                    &format!("{name}_ENDPOINT"),
-                    VariableKind::Url,
-                    format!("the endpoint of {name}"),
-                );
-                let comment = format!(
-                    "{}: the policy names this backend by its id; its URL is in API Management under Backends, or comes \
-                     with --backends.",
-                    draft.place
-                );
+                let variable = self.variables.endpoint(&draft.id, &name);
+                let how = if draft.target.is_some_and(|target| target.is_list) {
+                    "the policy reads a list of backends from this named value: add a backend for each of them, with its \
+                     priority as tier, and its weight."
+                } else {
+                    "the policy names this backend by its id; its URL is in API Management under Backends, or comes with \
+                     --backends."
+                };
+                let comment = format!("{}: {how}", draft.place);
                 (Value::variable(variable), vec![comment])
             }
         };
@@ -389,9 +406,7 @@ fn enable_some(backends: &mut [Backend]) {
     let has_enabled = backends.iter().any(|backend| backend.enabled);
     for backend in backends.iter_mut().filter(|backend| !backend.enabled) {
         if has_enabled {
-            backend
-                .comments
-                .push("Not enabled, since the condition is not kept: decide what it is used for.".to_owned());
+            backend.comments.push("Not enabled: decide what it is used for.".to_owned());
         } else {
             backend.enabled = true;
         }

@@ -7,6 +7,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use crate::import_apim::reading::Token;
 use crate::names::DeploymentName;
 
+/// The most deployments of a condition.
+const MAX_DEPLOYMENTS: usize = 500;
 /// The longest condition in a comment.
 const MAX_SHOWN: usize = 120;
 
@@ -25,6 +27,8 @@ pub(in crate::import_apim) enum ConditionClass {
     Turn,
     /// The response has a certain status.
     Status,
+    /// Something is not in the cache yet.
+    NotCached,
     /// Nothing of the branches before holds.
     Default,
     /// Something else.
@@ -63,13 +67,22 @@ impl Condition {
         Self::with_class(class, tokens, true)
     }
 
-    /// Takes the condition for a turn if it is not understood, and is about a variable of these, which policies keep in the
-    /// cache from one request to the next.
+    /// A condition that is not understood, but is about a variable of these, which policies keep in the cache from one
+    /// request to the next, is a turn, or asks whether it is cached.
     pub(super) fn refine(&mut self, cached: &HashSet<&str>) {
         let is_open = matches!(self.class, ConditionClass::Unknown | ConditionClass::Default);
-        let asks_whether_cached = self.tokens.iter().any(|token| token.is_word("ContainsKey"));
-        if is_open && !asks_whether_cached && variables_in(&self.tokens).any(|name| cached.contains(name)) {
+        let has_word = |word: &str| self.tokens.iter().any(|token| token.is_word(word));
+        let is_cached = |name: &str| cached.contains(name);
+        if !is_open || !variables_in(&self.tokens).any(is_cached) {
+            return;
+        }
+        if !has_word("ContainsKey") {
             self.class = ConditionClass::Turn;
+        } else if !self.is_otherwise
+            && variables_in(&self.tokens).all(is_cached)
+            && (has_word("false") || self.tokens.contains(&Token::Symbol('!')))
+        {
+            self.class = ConditionClass::NotCached;
         }
     }
 
@@ -191,7 +204,7 @@ fn classify(tokens: &[Token]) -> ConditionClass {
             .filter(|text| DeploymentName::parse(text).is_ok())
             .map(|text| (*text).to_owned())
             .collect();
-        if !names.is_empty() && names.len() == texts.len() {
+        if (1..=MAX_DEPLOYMENTS).contains(&names.len()) && names.len() == texts.len() {
             return if is_negated {
                 ConditionClass::NotDeployments(names)
             } else {

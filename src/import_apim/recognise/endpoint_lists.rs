@@ -18,6 +18,8 @@ pub(in crate::import_apim) struct ListedEndpoint {
     pub(super) weight: Option<u64>,
     pub(super) api_key: Option<String>,
     pub(super) deployments: BTreeSet<String>,
+    /// There are clusters, and none has it.
+    pub(super) is_in_no_cluster: bool,
 }
 
 /// A field of an object.
@@ -27,6 +29,8 @@ struct Field {
     value: Option<String>,
     /// The indices of a list, as in `new JArray(routes[0], routes[1])`.
     indices: Vec<usize>,
+    /// The texts of a list, as in `new JArray("gpt-4o", "o3")`; `None` if the value is no list.
+    texts: Option<Vec<String>>,
 }
 
 /// The endpoints that an expression lists. An expression that only reads a list has none.
@@ -36,10 +40,12 @@ pub(super) fn listed_endpoints(tokens: &[Token]) -> Vec<ListedEndpoint> {
     for fields in &objects {
         endpoints.extend(endpoint_of(fields));
     }
+    let mut has_clusters = false;
     for fields in &objects {
         let text = |wanted: &str| fields.iter().find(|field| field.name == wanted);
         let deployment = text("deploymentname").and_then(|field| field.value.as_deref());
         let deployment = deployment.filter(|name| DeploymentName::parse(name).is_ok());
+        has_clusters |= deployment.is_some() && fields.iter().any(|field| !field.indices.is_empty());
         for (deployment, index) in
             deployment.iter().flat_map(|name| fields.iter().flat_map(|f| &f.indices).map(move |i| (name, *i)))
         {
@@ -47,6 +53,9 @@ pub(super) fn listed_endpoints(tokens: &[Token]) -> Vec<ListedEndpoint> {
                 endpoint.deployments.insert((*deployment).to_owned());
             }
         }
+    }
+    for endpoint in &mut endpoints {
+        endpoint.is_in_no_cluster = has_clusters && endpoint.deployments.is_empty();
     }
     if endpoints.is_empty() {
         endpoints = tokens
@@ -78,6 +87,9 @@ pub(super) fn json_endpoints(text: &str) -> Vec<ListedEndpoint> {
                 name: name.to_ascii_lowercase(),
                 value: value.as_str().map(str::to_owned).or_else(|| value.as_u64().map(|n| n.to_string())),
                 indices: Vec::new(),
+                texts: value
+                    .as_array()
+                    .map(|items| items.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
             })
             .collect()
     };
@@ -88,11 +100,18 @@ fn endpoint_of(fields: &[Field]) -> Option<ListedEndpoint> {
     let value = |names: &[&str]| {
         fields.iter().find(|field| names.contains(&field.name.as_str())).and_then(|field| field.value.clone())
     };
-    let number = |name: &str| value(&[name]).and_then(|text| text.parse().ok());
+    let number = |names: &[&str]| value(names).and_then(|text| text.parse().ok());
+    // The models of a pool.
+    let models = fields
+        .iter()
+        .filter(|field| ["supportedmodels", "models", "deployments"].contains(&field.name.as_str()))
+        .find_map(|field| field.texts.as_ref());
     let url = value(&["url", "endpoint", "baseurl", "base-url", "backendurl", "uri"]);
-    let is_candidate =
-        url.is_some() || ["priority", "weight", "isthrottling"].iter().any(|name| value(&[name]).is_some());
-    let id = value(&["backend-id", "backendid", "backend_id"]).or_else(|| value(&["name", "id"]));
+    let is_candidate = models.is_some()
+        || ["priority", "prioritygroup", "weight", "isthrottling"]
+            .iter()
+            .any(|name| value(&[name]).is_some());
+    let id = value(&["backend-id", "backendid", "backend_id", "poolname"]).or_else(|| value(&["name", "id"]));
     let backend_id = if url.is_none() && is_candidate { id } else { None };
     if url.is_none() && backend_id.is_none() {
         return None;
@@ -100,10 +119,16 @@ fn endpoint_of(fields: &[Field]) -> Option<ListedEndpoint> {
     Some(ListedEndpoint {
         url,
         backend_id,
-        priority: number("priority"),
-        weight: number("weight"),
+        priority: number(&["priority", "prioritygroup"]),
+        weight: number(&["weight"]),
         api_key: value(&["api-key", "apikey", "api_key", "key"]),
-        deployments: BTreeSet::new(),
+        deployments: models
+            .into_iter()
+            .flatten()
+            .filter(|name| DeploymentName::parse(name).is_ok())
+            .cloned()
+            .collect(),
+        is_in_no_cluster: false,
     })
 }
 
@@ -160,6 +185,12 @@ fn read_value(field: &mut Field, token: &Token, tokens: &[Token], at: usize) {
         Token::Word(word) if is_first && matches!(word.as_str(), "true" | "false") => {
             field.value = Some(word.clone());
         }
+        Token::Word(word) if word == "JArray" && before(1).is_some_and(|token| token.is_word("new")) => {
+            field.texts.get_or_insert_default();
+        }
+        Token::Text(text) if matches!(before(1), Some(Token::Symbol('(' | ',' | '{'))) => {
+            field.texts.iter_mut().for_each(|texts| texts.push(text.clone()));
+        }
         Token::Number(number) if before(1) == Some(&Token::Symbol('[')) => {
             field.indices.extend(number.parse::<usize>());
         }
@@ -187,7 +218,8 @@ mod tests {
         let show = |endpoint: ListedEndpoint| {
             let target = endpoint.url.or(endpoint.backend_id).unwrap_or_default();
             let names: Vec<_> = endpoint.deployments.into_iter().collect();
-            format!("{target} {:?} {:?} {}", endpoint.priority, endpoint.weight, names.join(","))
+            let unused = if endpoint.is_in_no_cluster { "unused" } else { "" };
+            format!("{target} {:?} {:?} {}{unused}", endpoint.priority, endpoint.weight, names.join(","))
         };
         listed_endpoints(&tokens(expression)).into_iter().map(show).collect()
     }
@@ -205,6 +237,13 @@ mod tests {
             clusters.Add(new JObject() { { "deploymentName", "chat" }, { "routes", new JArray(routes[0], routes[1]) } });
             clusters.Add(new JObject() { { "deploymentName", "dall-e-3" }, { "routes", new JArray(routes[0], routes[9]) } }); }"#;
         assert_eq!(shown(clusters), ["b0 Some(1) None chat,dall-e-3", "b1 Some(1) None chat"]);
+        let without_cluster = r#"@{ routes.Add(new JObject() { { "url", "https://a.b" }, { "priorityGroup", 2 } });
+            routes.Add(new JObject() { { "url", "https://c.d" }, { "accepted", new JArray(1, 2) } });
+            clusters.Add(new JObject() { { "deploymentName", "chat" }, { "routes", new JArray(routes[0]) } }); }"#;
+        assert_eq!(shown(without_cluster), ["https://a.b Some(2) None chat", "https://c.d None None unused"]);
+        let pools = r#"@{ var one = new JObject() { { "poolName", "p1" }, { "poolType", "x" }, { "supportedModels", new JArray("o3", "gpt-4o") } };
+            pools.Add(one); pools.Add(new JObject() { { "poolName", "p2" }, { "supportedModels", new JArray() } }); }"#;
+        assert_eq!(shown(pools), ["p1 None None gpt-4o,o3", "p2 None None "]);
         assert_eq!(
             shown(r#"@{ l.Add("{{one}}"); l.Add("https://two.b"); l.Add("x"); }"#),
             ["{{one}} None None ", "https://two.b None None "]

@@ -16,6 +16,8 @@ pub(super) enum FoundLimits {
 /// Whose requests a limit counts together.
 enum CountedBy {
     Client,
+    /// Each deployment of a client.
+    ClientAndDeployment,
     Address,
     All,
     Other,
@@ -35,11 +37,11 @@ fn counted_by(element: &Element) -> CountedBy {
             if names.iter().any(|name| text.eq_ignore_ascii_case(name)))
         })
     };
+    let is_by_client = has(&["Subscription", "User", "Jwt", "AsJwt"])
+        || has_text(&["api-key", "Ocp-Apim-Subscription-Key", "Authorization", "subscription-key"]);
     if has(&["MatchedParameters", "Body"]) || has_text(&["deployment-id", "model"]) {
-        CountedBy::Other
-    } else if has(&["Subscription", "User", "Jwt", "AsJwt"])
-        || has_text(&["api-key", "Ocp-Apim-Subscription-Key", "Authorization", "subscription-key"])
-    {
+        if is_by_client { CountedBy::ClientAndDeployment } else { CountedBy::Other }
+    } else if is_by_client {
         CountedBy::Client
     } else if has(&["IpAddress"]) {
         CountedBy::Address
@@ -48,9 +50,13 @@ fn counted_by(element: &Element) -> CountedBy {
     }
 }
 
-/// `azure-openai-token-limit` and `llm-token-limit`.
-pub(super) fn token_limits(element: &Element, variables: &mut Variables) -> FoundLimits {
-    if let Some(reason) = why_not_by_client(element) {
+/// `azure-openai-token-limit` and `llm-token-limit`. `is_of_deployments`: under a condition that names deployments.
+pub(super) fn token_limits(
+    element: &Element,
+    is_of_deployments: bool,
+    variables: &mut Variables,
+) -> FoundLimits {
+    if let Some(reason) = why_not_by_client(element, is_of_deployments) {
         return FoundLimits::None(reason);
     }
     let (mut limits, mut comments) = (Limits::new(), Vec::new());
@@ -80,9 +86,13 @@ pub(super) fn token_limits(element: &Element, variables: &mut Variables) -> Foun
     FoundLimits::Limits(limits, comments)
 }
 
-/// `rate-limit`, `rate-limit-by-key`, `quota` and `quota-by-key`.
-pub(super) fn call_limits(element: &Element, variables: &mut Variables) -> FoundLimits {
-    if let Some(reason) = why_not_by_client(element) {
+/// `rate-limit`, `rate-limit-by-key`, `quota` and `quota-by-key`; `is_of_deployments` as above.
+pub(super) fn call_limits(
+    element: &Element,
+    is_of_deployments: bool,
+    variables: &mut Variables,
+) -> FoundLimits {
+    if let Some(reason) = why_not_by_client(element, is_of_deployments) {
         return FoundLimits::None(reason);
     }
     let is_rate = element.name.starts_with("rate-limit");
@@ -119,9 +129,13 @@ pub(super) fn call_limits(element: &Element, variables: &mut Variables) -> Found
     FoundLimits::Limits(Limits::from([(key, value)]), comments)
 }
 
-fn why_not_by_client(element: &Element) -> Option<String> {
+fn why_not_by_client(element: &Element, is_of_deployments: bool) -> Option<String> {
     let reason = match counted_by(element) {
         CountedBy::Client => return None,
+        CountedBy::ClientAndDeployment if is_of_deployments => return None,
+        CountedBy::ClientAndDeployment => {
+            "it counts each deployment of a client on its own; name them in limits.default.deployments"
+        }
         CountedBy::All => {
             "it counts all clients together; limit each client (limits.default, or clients[].limits) so that the sum fits"
         }

@@ -29,7 +29,7 @@ use self::statements::{Section, Statement, Statements, collect};
 use self::targets::{Targets, find_targets};
 use self::tokens::{read_tokens, remove_duplicates};
 use super::backends::BackendResources;
-use super::plan::{Client, Limits, Plan, Recorded, Value};
+use super::plan::{Client, ClientLimits, Limits, Plan, Recorded, Value};
 use super::reading::{Element, tokens};
 use super::report::{Outcome, Report};
 use super::source::{ImportError, shown_name};
@@ -156,12 +156,15 @@ impl<'e> Recogniser<'_, 'e> {
             "retry" => return self.retry(statement),
             "validate-jwt" | "validate-azure-ad-token" => return self.tokens(statement),
             "azure-openai-token-limit" | "llm-token-limit" => {
-                let found = token_limits(element, self.variables);
+                let found = token_limits(element, self.is_of_deployments(statement), self.variables);
                 return self.limits(statement, found);
             }
             "rate-limit" | "rate-limit-by-key" | "quota" | "quota-by-key" => {
-                let found = call_limits(element, self.variables);
+                let found = call_limits(element, self.is_of_deployments(statement), self.variables);
                 return self.limits(statement, found);
+            }
+            "set-variable" if self.policy_variables.is_list(element.attribute("name"), index) => {
+                (Outcome::Mapped, None)
             }
             "set-variable" | "cache-lookup-value" | "cache-store-value" | "cache-remove-value"
                 if self.is_routing_state(element) =>
@@ -280,34 +283,57 @@ impl<'e> Recogniser<'_, 'e> {
             .scope_chain(statement.scope)
             .filter_map(|scope| self.statements.condition(scope))
             .collect();
+        if conditions.iter().any(|condition| condition.class == ConditionClass::OtherDeployments) {
+            let hint = "a limit for all other deployments has no counterpart; name them in limits.default.deployments";
+            return (Outcome::Left, Some(hint.to_owned()));
+        }
         let clients = conditions.iter().find_map(|condition| match &condition.class {
-            ConditionClass::Clients(names) => Some(names.clone()),
+            ConditionClass::Clients(names) => Some(names),
             _ => None,
         });
+        let deployments = conditions.iter().find_map(|condition| match &condition.class {
+            ConditionClass::Deployments(names) => Some(names.as_slice()),
+            _ => None,
+        });
+        let deployments = deployments.unwrap_or_default();
+        let is_kept = |class: &ConditionClass| {
+            matches!(class, ConditionClass::Clients(_) | ConditionClass::Deployments(_))
+        };
+        if let Some(condition) = conditions.iter().find(|condition| !is_kept(&condition.class)) {
+            self.plan.limit_comments.push(format!(
+                "{}: in the policy only under a condition: {}",
+                statement.element.place,
+                condition.shown()
+            ));
+        }
+        self.plan.limit_comments.extend(comments);
         match clients {
             Some(names) => {
-                for name in &names {
-                    self.limit_client(name, &limits, statement);
+                for name in names {
+                    self.limit_client(name, deployments, &limits, statement);
                 }
-                self.plan.limit_comments.extend(comments);
             }
-            None => {
-                if let Some(condition) = conditions.first() {
-                    self.plan.limit_comments.push(format!(
-                        "{}: in the policy only under a condition: {}",
-                        statement.element.place,
-                        condition.shown()
-                    ));
-                }
-                self.plan.limit_comments.extend(comments);
-                add_limits(&mut self.plan.default_limits, &limits);
-            }
+            None => add_limits(&mut self.plan.default_limits, deployments, &limits),
         }
         (Outcome::Mapped, None)
     }
 
+    /// Whether a condition around a statement names deployments.
+    fn is_of_deployments(&self, statement: &Statement<'e>) -> bool {
+        let scopes = self.statements.scope_chain(statement.scope);
+        scopes.filter_map(|scope| self.statements.condition(scope)).any(|condition| {
+            matches!(condition.class, ConditionClass::Deployments(_) | ConditionClass::OtherDeployments)
+        })
+    }
+
     /// Adds limits of the client for a subscription.
-    fn limit_client(&mut self, subscription: &str, limits: &Limits, statement: &Statement<'e>) {
+    fn limit_client(
+        &mut self,
+        subscription: &str,
+        deployments: &[String],
+        limits: &Limits,
+        statement: &Statement<'e>,
+    ) {
         let wish = super::text::entry_name(&shown_name(subscription));
         let position = self.plan.clients.iter().position(|client| client.name.eq_ignore_ascii_case(&wish));
         let position = match position {
@@ -321,7 +347,7 @@ impl<'e> Recogniser<'_, 'e> {
             }
         };
         if let Some(client) = self.plan.clients.get_mut(position) {
-            add_limits(&mut client.limits, limits);
+            add_limits(&mut client.limits, deployments, limits);
         }
     }
 
@@ -334,7 +360,7 @@ impl<'e> Recogniser<'_, 'e> {
             app_ids: Vec::new(),
             roles: Vec::new(),
             deployments: BTreeSet::new(),
-            limits: Limits::new(),
+            limits: ClientLimits::default(),
             comments,
         }
     }
@@ -381,7 +407,7 @@ impl<'e> Recogniser<'_, 'e> {
                 app_ids: std::mem::take(&mut self.app_ids),
                 roles: std::mem::take(&mut self.roles),
                 deployments: BTreeSet::new(),
-                limits: Limits::new(),
+                limits: ClientLimits::default(),
                 comments,
             };
             self.plan.clients.push(client);
@@ -430,8 +456,23 @@ fn worse(first: Option<Outcome>, second: Outcome) -> Outcome {
     first.filter(|first| rank(*first) > rank(second)).unwrap_or(second)
 }
 
+/// Adds limits: those of these deployments, or those of all together if there are none.
+fn add_limits(known: &mut ClientLimits, deployments: &[String], more: &Limits) {
+    if deployments.is_empty() {
+        keep_lower(&mut known.all, more);
+    }
+    for name in deployments {
+        let key = name.to_ascii_lowercase();
+        if known.of_deployments.len() < MAX_CLIENTS || known.of_deployments.contains_key(&key) {
+            let (_, limits) =
+                known.of_deployments.entry(key).or_insert_with(|| (name.clone(), Limits::new()));
+            keep_lower(limits, more);
+        }
+    }
+}
+
 /// Adds limits; of two for the same key, the lower one, if both are numbers.
-fn add_limits(limits: &mut Limits, more: &Limits) {
+fn keep_lower(limits: &mut Limits, more: &Limits) {
     let number = |value: &Value| value.as_literal().and_then(|text| text.parse::<u64>().ok());
     for (key, value) in more {
         let is_lower = limits.get(key).is_none_or(|known| match (number(known), number(value)) {

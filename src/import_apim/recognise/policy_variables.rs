@@ -6,7 +6,7 @@ use super::conditions::variables_in;
 use super::endpoint_lists::{ListedEndpoint, json_endpoints, listed_endpoints};
 use super::literal_targets::LiteralTargets;
 use super::statements::Statements;
-use crate::import_apim::reading::tokens;
+use crate::import_apim::reading::{Token, tokens};
 use crate::import_apim::text::is_expression;
 
 /// The most references of an assignment that are followed.
@@ -23,6 +23,8 @@ pub(in crate::import_apim) struct Assignment<'e> {
     pub(in crate::import_apim) literals: LiteralTargets,
     /// The endpoints that the value lists.
     pub(in crate::import_apim) listed: Vec<ListedEndpoint>,
+    /// The value is read from a text in which there are several.
+    pub(in crate::import_apim) is_parsed: bool,
 }
 
 impl<'e> Assignment<'e> {
@@ -34,6 +36,7 @@ impl<'e> Assignment<'e> {
             references: Vec::new(),
             literals: LiteralTargets::default(),
             listed: Vec::new(),
+            is_parsed: false,
         };
         if is_expression(value) {
             let words = tokens(value);
@@ -41,6 +44,10 @@ impl<'e> Assignment<'e> {
             assignment.references = names.into_iter().take(MAX_REFERENCES).map(str::to_owned).collect();
             assignment.literals = LiteralTargets::of(&words);
             assignment.listed = listed_endpoints(&words);
+            assignment.is_parsed = words
+                .windows(3)
+                .any(|w| w[0].is_word("JArray") && w[1] == Token::Symbol('.') && w[2].is_word("Parse"))
+                || words.iter().any(|word| word.is_word("Split"));
         } else {
             assignment.listed = json_endpoints(value);
         }
@@ -51,6 +58,8 @@ impl<'e> Assignment<'e> {
 /// All variables of the policies.
 pub(in crate::import_apim) struct PolicyVariables<'e> {
     assignments: HashMap<&'e str, Vec<Assignment<'e>>>,
+    /// Those that are lists of endpoints, or are made of such a list.
+    lists: HashSet<String>,
     /// Those that serve to choose a backend.
     routing: HashSet<String>,
     /// The keys of what is cached of them.
@@ -69,7 +78,13 @@ impl<'e> PolicyVariables<'e> {
                 assignments.entry(name).or_default().push(assignment);
             }
         }
-        let mut variables = Self { assignments, routing: HashSet::new(), routing_cache_keys: HashSet::new() };
+        let mut variables = Self {
+            assignments,
+            lists: HashSet::new(),
+            routing: HashSet::new(),
+            routing_cache_keys: HashSet::new(),
+        };
+        variables.find_lists();
         variables.find_routing(statements);
         variables
     }
@@ -85,6 +100,19 @@ impl<'e> PolicyVariables<'e> {
         self.assignments.get(name).map_or(&[], Vec::as_slice)
     }
 
+    /// Whether a statement assigns a list of endpoints to the variable.
+    pub(in crate::import_apim) fn is_list(&self, name: Option<&str>, statement: usize) -> bool {
+        let assignments = name.map_or(&[][..], |name| self.assignments_to(name));
+        // They are in the order of the statements.
+        let found = assignments.binary_search_by_key(&statement, |assignment| assignment.statement);
+        found.is_ok_and(|at| assignments.get(at).is_some_and(|assignment| !assignment.listed.is_empty()))
+    }
+
+    /// Whether a value is made of a list of endpoints.
+    pub(in crate::import_apim) fn reads_list(&self, assignment: &Assignment<'e>) -> bool {
+        assignment.references.iter().any(|name| self.lists.contains(name))
+    }
+
     pub(in crate::import_apim) fn is_for_routing(&self, name: &str) -> bool {
         self.routing.contains(name)
     }
@@ -93,9 +121,32 @@ impl<'e> PolicyVariables<'e> {
         self.routing_cache_keys.contains(key)
     }
 
-    /// Starts with what chooses a backend, and follows what those variables are made of.
+    /// Starts with the lists, and follows what is made of them.
+    fn find_lists(&mut self) {
+        let mut made_of: HashMap<&str, Vec<&str>> = HashMap::new();
+        let mut open: Vec<&str> = Vec::new();
+        for (name, assignments) in &self.assignments {
+            for assignment in assignments {
+                if !assignment.listed.is_empty() {
+                    open.push(name);
+                }
+                for reference in &assignment.references {
+                    made_of.entry(reference).or_default().push(name);
+                }
+            }
+        }
+        let mut lists = HashSet::new();
+        while let Some(name) = open.pop() {
+            if lists.insert(name.to_owned()) {
+                open.extend(made_of.get(name).into_iter().flatten());
+            }
+        }
+        self.lists = lists;
+    }
+
+    /// Starts with lists of endpoints and with what chooses a backend, and follows what those variables are made of.
     fn find_routing(&mut self, statements: &Statements<'e>) {
-        let mut open: Vec<String> = Vec::new();
+        let mut open: Vec<String> = self.lists.iter().cloned().collect();
         let mut seen_scopes = HashSet::new();
         for statement in &statements.list {
             let element = statement.element;

@@ -9,7 +9,7 @@ use super::policy_variables::PolicyVariables;
 use super::statements::Statements;
 use crate::import_apim::reading::tokens;
 use crate::import_apim::source::{ImportError, Place};
-use crate::import_apim::text::is_expression;
+use crate::import_apim::text::{as_named_value, is_expression};
 
 /// The most backends.
 pub(in crate::import_apim) const MAX_BACKENDS: usize = 500;
@@ -38,6 +38,10 @@ pub(in crate::import_apim) struct Target {
     pub(in crate::import_apim) deployments: BTreeSet<String>,
     /// It serves what no other backend lists.
     pub(in crate::import_apim) is_for_others: bool,
+    /// It stands in a list, and the policy sends nothing to it.
+    pub(in crate::import_apim) is_unused: bool,
+    /// It stands for a list of backends that is not in the policies.
+    pub(in crate::import_apim) is_list: bool,
 }
 
 /// All targets.
@@ -78,8 +82,8 @@ pub(in crate::import_apim) fn find_targets(
         if found.is_empty() && !(has_list && is_expression(written)) {
             targets.unresolved.insert(index);
         }
-        for (source, scope) in found {
-            targets.add(source, scope, &element.place, statements)?;
+        for found in found {
+            targets.add(found, &element.place, statements)?;
         }
     }
     // A backend without a condition serves everything.
@@ -103,25 +107,31 @@ impl Targets {
         statements: &Statements<'_>,
         variables: &PolicyVariables<'_>,
     ) -> Result<bool, ImportError> {
-        let mut found: Vec<(ListedEndpoint, Place)> = Vec::new();
+        let mut found: Vec<(&ListedEndpoint, usize, &Place)> = Vec::new();
         for assignment in variables.all_assignments() {
             let Some(statement) = statements.list.get(assignment.statement) else { continue };
             let place = &statement.element.place;
-            found.extend(assignment.listed.iter().map(|endpoint| (endpoint.clone(), place.clone())));
+            found.extend(assignment.listed.iter().map(|endpoint| (endpoint, assignment.scope, place)));
         }
         // Tiers begin with 1.
-        let shift = u64::from(found.iter().any(|(endpoint, _)| endpoint.priority == Some(0)));
-        for (endpoint, place) in &found {
+        let shift = u64::from(found.iter().any(|(endpoint, ..)| endpoint.priority == Some(0)));
+        for (endpoint, scope, place) in &found {
             let source = match (&endpoint.backend_id, &endpoint.url) {
                 (Some(id), _) => TargetSource::Id(id.clone()),
                 (None, Some(url)) => TargetSource::Url(url.clone()),
                 (None, None) => continue,
             };
-            let index = self.position(source, false, place)?;
+            let around = deployments_around(statements, *scope);
+            let is_for_others = endpoint.deployments.is_empty() && around.is_for_others;
+            let index = self.position(source, is_for_others, place)?;
             if let Some(target) = self.list.get_mut(index) {
+                if endpoint.deployments.is_empty() && target.scopes.insert(*scope) {
+                    target.deployments.extend(around.names.iter().flat_map(|names| names.iter().cloned()));
+                }
                 target.tier = (endpoint.priority.unwrap_or(1).saturating_add(shift)).max(1);
                 target.weight = endpoint.weight.unwrap_or(1);
                 target.api_key.clone_from(&endpoint.api_key);
+                target.is_unused = endpoint.is_in_no_cluster;
                 target.deployments.extend(endpoint.deployments.iter().cloned());
             }
         }
@@ -154,24 +164,24 @@ impl Targets {
             api_key: None,
             deployments: BTreeSet::new(),
             is_for_others,
+            is_unused: false,
+            is_list: false,
         });
         Ok(self.list.len() - 1)
     }
 
     fn add(
         &mut self,
-        source: TargetSource,
-        scope: usize,
+        Found { source, scope, is_list }: Found,
         place: &Place,
         statements: &Statements<'_>,
     ) -> Result<(), ImportError> {
-        let (mut deployments, mut is_for_others, mut is_after_failure) = (None, false, false);
+        let DeploymentsAround { names: deployments, is_for_others } = deployments_around(statements, scope);
+        let mut is_after_failure = false;
         let mut turn = None;
         for around in statements.scope_chain(scope) {
             let Some(condition) = statements.condition(around) else { continue };
             match &condition.class {
-                ConditionClass::Deployments(names) => deployments = deployments.or(Some(names)),
-                ConditionClass::OtherDeployments => is_for_others = true,
                 ConditionClass::Status => is_after_failure = true,
                 ConditionClass::Turn => turn = turn.or(statements.scopes.get(around).and_then(|s| s.choose)),
                 _ => {}
@@ -189,50 +199,81 @@ impl Targets {
         target.weight = target.weight.max(turns);
         target.deployments.extend(deployments.into_iter().flatten().cloned());
         target.scopes.insert(scope);
+        target.is_list |= is_list;
         Ok(())
     }
 }
 
-/// The backends that a text or an expression stands for, each with the scope in which it is named.
-fn resolve(
-    written: &str,
-    is_id: bool,
+/// What the conditions around a statement say of deployments.
+struct DeploymentsAround<'s> {
+    /// Those of the innermost condition that names some.
+    names: Option<&'s [String]>,
+    is_for_others: bool,
+}
+
+fn deployments_around<'s>(statements: &'s Statements<'_>, scope: usize) -> DeploymentsAround<'s> {
+    let mut around = DeploymentsAround { names: None, is_for_others: false };
+    for condition in statements.scope_chain(scope).filter_map(|scope| statements.condition(scope)) {
+        match &condition.class {
+            ConditionClass::Deployments(names) => around.names = around.names.or(Some(names)),
+            ConditionClass::OtherDeployments => around.is_for_others = true,
+            _ => {}
+        }
+    }
+    around
+}
+
+/// A backend, and the scope in which it is named.
+struct Found {
+    source: TargetSource,
     scope: usize,
-    variables: &PolicyVariables<'_>,
-) -> Vec<(TargetSource, usize)> {
-    let source = |text: &str| {
-        if is_id { TargetSource::Id(text.to_owned()) } else { TargetSource::Url(text.to_owned()) }
+    is_list: bool,
+}
+
+/// The backends that a text or an expression stands for.
+fn resolve(written: &str, is_id: bool, scope: usize, variables: &PolicyVariables<'_>) -> Vec<Found> {
+    let found_in = |text: &str, scope: usize| {
+        let source =
+            if is_id { TargetSource::Id(text.to_owned()) } else { TargetSource::Url(text.to_owned()) };
+        Found { source, scope, is_list: false }
     };
     if !is_expression(written) {
-        return if written.is_empty() { Vec::new() } else { vec![(source(written), scope)] };
+        return if written.is_empty() { Vec::new() } else { vec![found_in(written, scope)] };
     }
     let words = tokens(written);
     let literals = LiteralTargets::of(&words);
     let direct = literals.of_kind(is_id);
     if !direct.is_empty() {
-        return direct.iter().map(|text| (source(text), scope)).collect();
+        return direct.iter().map(|text| found_in(text, scope)).collect();
     }
     let mut found = Vec::new();
-    let mut open: BTreeSet<&str> = variables_in(&words).collect();
+    // With whether what is made of it was read from a text with several.
+    let mut open: BTreeSet<(&str, bool)> = variables_in(&words).map(|name| (name, false)).collect();
     let mut seen: BTreeSet<&str> = BTreeSet::new();
     for _ in 0..MAX_STEPS {
         let mut next = BTreeSet::new();
-        for name in open.into_iter().filter(|name| seen.insert(name)) {
+        for (name, is_parsed) in open.into_iter().filter(|(name, _)| seen.insert(name)) {
             for assignment in variables.assignments_to(name) {
                 if found.len() >= MAX_BACKENDS {
                     return found;
                 }
                 let literals = assignment.literals.of_kind(is_id);
+                if !assignment.listed.is_empty() || variables.reads_list(assignment) {
+                    // The backends are those of the list; other texts are states and errors.
+                    continue;
+                }
                 if !is_expression(assignment.value) {
                     let value = assignment.value;
                     let is_target = if is_id { !is_state(value) } else { is_url(value) };
-                    if is_target && assignment.listed.is_empty() {
-                        found.push((source(value), assignment.scope));
+                    if is_target {
+                        let is_list = is_parsed && as_named_value(value).is_some();
+                        found.push(Found { is_list, ..found_in(value, assignment.scope) });
                     }
                 } else if !literals.is_empty() {
-                    found.extend(literals.iter().map(|text| (source(text), assignment.scope)));
-                } else if assignment.listed.is_empty() {
-                    next.extend(assignment.references.iter().map(String::as_str));
+                    found.extend(literals.iter().map(|text| found_in(text, assignment.scope)));
+                } else {
+                    let is_parsed = is_parsed || assignment.is_parsed;
+                    next.extend(assignment.references.iter().map(|name| (name.as_str(), is_parsed)));
                 }
             }
         }
