@@ -173,6 +173,34 @@ impl CacheKey {
     }
 }
 
+/// By what a request is routed to one of the backends of a tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoutedKey {
+    /// The key of its prompt.
+    pub key: CacheKey,
+    /// How the key is spread; `None` unless it is asked very often.
+    pub spread: Option<KeySpread>,
+}
+
+impl From<CacheKey> for RoutedKey {
+    fn from(key: CacheKey) -> Self {
+        Self { key, spread: None }
+    }
+}
+
+/// How a key that is asked very often is spread, for one of its requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeySpread {
+    /// The backends that the key is spread over: the first so many in its order.
+    pub backends: u32,
+    /// What the request shares with its own conversation only. It is the key itself if that is made from the prompt.
+    pub conversation: CacheKey,
+    /// Of those backends, the ones that its conversation is spread over: one, unless it is asked very often itself.
+    pub conversation_backends: u32,
+    /// The number of the request among those of its conversation.
+    pub number: u32,
+}
+
 impl fmt::Display for CacheKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)

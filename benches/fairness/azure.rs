@@ -9,8 +9,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// How a deployment limits its traffic.
 #[derive(Clone, Copy, Debug)]
 pub enum Limit {
-    /// By tokens per minute. A request is charged its tokens on arrival, and refused until the minute ends if they do
-    /// not fit.
+    /// By tokens per minute. A request is charged its tokens on arrival, whether or not its prompt is cached. The request
+    /// that crosses the limit is still served; those after it are refused until the minute ends.
     Standard {
         /// Tokens per minute.
         tokens_per_minute: u64,
@@ -63,14 +63,14 @@ impl SimulatedDeployment {
                 if self.updated_at < begin {
                     self.level = 0.0;
                 }
-                let fits = self.level + tokens as f64 <= tokens_per_minute as f64;
-                if fits {
+                let has_room = self.level < tokens_per_minute as f64;
+                if has_room {
                     self.level += tokens as f64;
                 }
                 set(&mut headers, "x-ratelimit-limit-tokens", tokens_per_minute);
-                let remaining = if fits { tokens_per_minute - self.level as u64 } else { 0 };
-                set(&mut headers, "x-ratelimit-remaining-tokens", remaining);
-                (!fits).then(|| end - now)
+                let remaining = tokens_per_minute as i64 - self.level as i64;
+                headers.insert("x-ratelimit-remaining-tokens", HeaderValue::from(remaining));
+                (!has_room).then(|| end - now)
             }
             Limit::Provisioned { tokens_per_minute, .. } => {
                 let (full, per_second) = (tokens_per_minute as f64, tokens_per_minute as f64 / 60.0);

@@ -6,8 +6,11 @@ use std::time::{Instant, SystemTime};
 
 use aoai_lb::config;
 use aoai_lb::credentials::Keyring;
-use aoai_lb::gateway::{AdmittedRequest, BodyView, Gateway, Moment, ProcessState};
+use aoai_lb::gateway::{
+    AdmittedRequest, BodyView, FailureFlags, Gateway, Moment, ProcessState, ResponseFacts,
+};
 use aoai_lb::record::Recorder;
+use aoai_lb::routing::headroom::SendTicket;
 use bytes::Bytes;
 use http::{HeaderMap, Method};
 
@@ -49,6 +52,27 @@ impl DecidingBalancer {
     /// Admits a chat request with this body.
     pub fn admit(&self, body: &Bytes, received: Moment) -> AdmittedRequest {
         admit(&self.gateway, body, received)
+    }
+}
+
+/// What the gateway learns from a response to an attempt on the candidate at this index.
+pub fn response_facts<'a>(
+    admitted: &'a AdmittedRequest,
+    candidate_index: usize,
+    send_ticket: Option<SendTicket>,
+    headers: &'a HeaderMap,
+    status: u16,
+    now: Instant,
+) -> ResponseFacts<'a> {
+    ResponseFacts {
+        candidate: admitted.pool.candidate(candidate_index).unwrap(),
+        send_ticket,
+        headers,
+        status,
+        secret_id: 1,
+        body: &[],
+        failure_flags: FailureFlags::default(),
+        now,
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use aoai_lb::admission::queue::{QueueCharge, QueueEnd};
 use aoai_lb::azure::response::verdict::Verdict;
 use aoai_lb::config::RequestClass;
-use aoai_lb::gateway::{BackendQueuePlace, FailureFlags, ResponseFacts, WaitingRequest};
+use aoai_lb::gateway::{AdmittedRequest, BackendQueuePlace, ResponseFacts, WaitingRequest};
 use aoai_lb::names::Caller;
 use aoai_lb::routing::headroom::SendTicket;
 use aoai_lb::routing::health::probe_permit::ProbePermit;
@@ -19,7 +19,7 @@ use aoai_lb::routing::retry_plan::{NextAttempt, NextStep, RetryLimits, RetryPlan
 use http::{HeaderMap, Method};
 
 use crate::azure::{Limit, SimulatedDeployment};
-use crate::balancer::DecidingBalancer;
+use crate::balancer::{DecidingBalancer, response_facts};
 
 /// When a refusal arrives, after the request was sent.
 const REFUSAL_TIME: Duration = Duration::from_millis(20);
@@ -174,6 +174,17 @@ struct Attempt {
     probe_permit: ProbePermit,
     undecided: Option<UndecidedRequest>,
     headers: HeaderMap,
+}
+
+impl Attempt {
+    fn response_facts<'a>(
+        &'a self,
+        admitted: &'a AdmittedRequest,
+        status: u16,
+        now: Instant,
+    ) -> ResponseFacts<'a> {
+        response_facts(admitted, self.candidate_index, self.send_ticket, &self.headers, status, now)
+    }
 }
 
 impl Request {
@@ -409,7 +420,7 @@ impl Simulation {
         let request = &mut self.requests[number];
         let Some(mut attempt) = request.attempt.take() else { return };
         drop(attempt.undecided.take());
-        let facts = response_facts(&attempt, admitted, 429, now);
+        let facts = attempt.response_facts(admitted, 429, now);
         let outcome = gateway.learn_and_decide_outcome(admitted, Verdict::Throttled, facts).unwrap();
         request.refused_turn = request.charge.take();
         request.plan.on_attempt_end(&admitted.pool, attempt.candidate_index, outcome);
@@ -425,11 +436,8 @@ impl Simulation {
         if let Some(undecided) = attempt.undecided.take() {
             undecided.on_accepted();
         }
-        gateway.learn_and_decide_outcome(
-            admitted,
-            Verdict::Success,
-            response_facts(&attempt, admitted, 200, now),
-        );
+        let facts = attempt.response_facts(admitted, 200, now);
+        gateway.learn_and_decide_outcome(admitted, Verdict::Success, facts);
         self.finish(number, now);
     }
 
@@ -450,23 +458,5 @@ impl Simulation {
             queued: request.queued,
         });
         self.is_queue_woken = true;
-    }
-}
-
-fn response_facts<'a>(
-    attempt: &'a Attempt,
-    admitted: &'a aoai_lb::gateway::AdmittedRequest,
-    status: u16,
-    now: Instant,
-) -> ResponseFacts<'a> {
-    ResponseFacts {
-        candidate: admitted.pool.candidate(attempt.candidate_index).unwrap(),
-        send_ticket: attempt.send_ticket,
-        headers: &attempt.headers,
-        status,
-        secret_id: 1,
-        body: &[],
-        failure_flags: FailureFlags::default(),
-        now,
     }
 }

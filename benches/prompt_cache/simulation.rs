@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use aoai_lb::azure::response::verdict::Verdict;
 use aoai_lb::demo::PromptCache;
-use aoai_lb::gateway::{AdmittedRequest, FailureFlags, Moment, ResponseFacts};
+use aoai_lb::gateway::{AdmittedRequest, Moment, ResponseFacts};
 use aoai_lb::routing::headroom::SendTicket;
 use aoai_lb::routing::health::probe_permit::ProbePermit;
 use aoai_lb::routing::prompt_cache::{LoadTicket, MoveReason};
@@ -17,7 +17,7 @@ use aoai_lb::routing::retry_plan::{NextAttempt, NextStep, RetryLimits, RetryPlan
 use http::HeaderMap;
 
 use crate::azure::{Limit, SimulatedDeployment};
-use crate::balancer::DecidingBalancer;
+use crate::balancer::{DecidingBalancer, response_facts};
 use crate::workload::CacheRequest;
 
 /// When a refusal arrives, after the request was sent.
@@ -123,6 +123,17 @@ struct Attempt {
     headers: HeaderMap,
 }
 
+impl Attempt {
+    fn response_facts<'a>(
+        &'a self,
+        admitted: &'a AdmittedRequest,
+        status: u16,
+        now: Instant,
+    ) -> ResponseFacts<'a> {
+        response_facts(admitted, self.candidate_index, self.send_ticket, &self.headers, status, now)
+    }
+}
+
 impl Simulation<'_> {
     fn schedule(&mut self, at: Instant, event: Event) {
         self.event_count += 1;
@@ -144,7 +155,7 @@ impl Simulation<'_> {
         match event {
             Event::Arrival(number) => {
                 let received = Moment { instant: now, time: SystemTime::UNIX_EPOCH + (now - self.start) };
-                let body = &self.arrivals[number].body;
+                let body = &self.arrivals[number].body();
                 let admitted = self.balancer.admit(body, received);
                 let route = self.balancer.gateway.prompt_route(&admitted, &HeaderMap::new(), body, now);
                 let admitted = admitted.with_prompt_route(route);
@@ -200,7 +211,7 @@ impl Simulation<'_> {
         let reply = self.deployments[backend].receive(arrival.prompt_tokens + arrival.output_tokens, now);
         let (at, event) = if reply.is_accepted {
             let cache = &mut self.caches[backend];
-            let found = cache.look_up_and_insert("gpt-4o", &arrival.cache_key, &arrival.prompt, now);
+            let found = cache.look_up_and_insert("gpt-4o", &arrival.cache_key, &arrival.prompt(), now);
             request.cached_tokens = found.cached_tokens.min(arrival.prompt_tokens);
             let read_tokens = u32::try_from(arrival.prompt_tokens - request.cached_tokens).unwrap();
             let first_byte = SHORTEST_FIRST_BYTE_TIME + TIME_PER_READ_TOKEN * read_tokens;
@@ -216,7 +227,7 @@ impl Simulation<'_> {
     fn on_refusal(&mut self, number: usize, now: Instant) {
         let request = self.requests[number].as_mut().unwrap();
         let attempt = request.attempt.take().unwrap();
-        let facts = response_facts(&attempt, &request.admitted, 429, now);
+        let facts = attempt.response_facts(&request.admitted, 429, now);
         let gateway = &self.balancer.gateway;
         let outcome = gateway.learn_and_decide_outcome(&request.admitted, Verdict::Throttled, facts).unwrap();
         request.plan.on_attempt_end(&request.admitted.pool, attempt.candidate_index, outcome);
@@ -230,7 +241,7 @@ impl Simulation<'_> {
         request.first_byte_at = Some(now);
         let attempt = request.attempt.as_mut().unwrap();
         std::mem::take(&mut attempt.probe_permit).mark_all_available();
-        let facts = response_facts(attempt, &request.admitted, 200, now);
+        let facts = attempt.response_facts(&request.admitted, 200, now);
         self.balancer.gateway.learn_and_decide_outcome(&request.admitted, Verdict::Success, facts);
         self.schedule(now + TIME_PER_WRITTEN_TOKEN * output_tokens, Event::End(number));
     }
@@ -244,23 +255,5 @@ impl Simulation<'_> {
             moved: request.plan.move_reason(),
             first_byte: request.first_byte_at.map(|at| at - (self.start + arrival.at)),
         });
-    }
-}
-
-fn response_facts<'a>(
-    attempt: &'a Attempt,
-    admitted: &'a AdmittedRequest,
-    status: u16,
-    now: Instant,
-) -> ResponseFacts<'a> {
-    ResponseFacts {
-        candidate: admitted.pool.candidate(attempt.candidate_index).unwrap(),
-        send_ticket: attempt.send_ticket,
-        headers: &attempt.headers,
-        status,
-        secret_id: 1,
-        body: &[],
-        failure_flags: FailureFlags::default(),
-        now,
     }
 }

@@ -1,10 +1,10 @@
 //! The requests of clients, the same in each run. They come at their times, whether or not others are answered: a turn
 //! has what was said before, also if the turn before it was refused.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde_json::{Value, json};
 
 /// The turns of a conversation, after which another one takes its place.
 const TURNS: u64 = 10;
@@ -20,12 +20,32 @@ const WORDS_OF_4_TOKENS: u64 = 3;
 pub struct CacheRequest {
     /// After the start.
     pub at: Duration,
-    pub body: Bytes,
+    messages: Vec<Message>,
     pub cache_key: String,
-    /// All that the model reads.
-    pub prompt: String,
     pub prompt_tokens: u64,
     pub output_tokens: u64,
+}
+
+/// A role and a text, which is that of other turns as well.
+type Message = (&'static str, Arc<str>);
+
+impl CacheRequest {
+    pub fn body(&self) -> Bytes {
+        // No text has a character that is to be escaped.
+        let message = |(role, text): &Message| format!(r#"{{"role":"{role}","content":"{text}"}}"#);
+        let messages = self.messages.iter().map(message).collect::<Vec<_>>().join(",");
+        let key = match self.cache_key.as_str() {
+            "" => String::new(),
+            key => format!(r#","prompt_cache_key":"{key}""#),
+        };
+        let limit = self.output_tokens;
+        Bytes::from(format!(r#"{{"messages":[{messages}],"max_completion_tokens":{limit}{key}}}"#))
+    }
+
+    /// All that the model reads.
+    pub fn prompt(&self) -> String {
+        self.messages.iter().map(|(_, text)| &**text).collect::<Vec<_>>().join("\n")
+    }
 }
 
 /// The tokens that a deployment counts for all of them.
@@ -37,35 +57,45 @@ pub fn total_tokens(requests: &[CacheRequest]) -> u64 {
 pub enum Workload {
     /// 100 conversations at a time, each about a text of its own.
     Conversations,
+    /// The same, 300 at a time.
+    ManyConversations,
     /// 40 runs of an agent at a time, which all begin with the same long instructions.
     Agents,
+    /// The same, all with one `prompt_cache_key`.
+    KeyedAgents,
     /// Conversations with a `prompt_cache_key`, runs of an agent, and requests that have nothing in common with others:
     /// short ones and long ones.
     Mixed,
 }
 
 impl Workload {
-    pub const ALL: [Self; 3] = [Self::Conversations, Self::Agents, Self::Mixed];
+    pub const ALL: [Self; 5] =
+        [Self::Conversations, Self::ManyConversations, Self::Agents, Self::KeyedAgents, Self::Mixed];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Conversations => "conversations",
+            Self::ManyConversations => "300 conversations",
             Self::Agents => "agents",
+            Self::KeyedAgents => "agents with one key",
             Self::Mixed => "mixed",
         }
     }
 
     /// The requests until the end of the load, in the order of their times.
     pub fn requests(self, length: Duration) -> Vec<CacheRequest> {
-        let conversation =
-            DialogueKind { system_words: 60, first_words: 1_200, turn_words: 250, has_cache_key: false };
-        let agent =
-            DialogueKind { system_words: 4_500, first_words: 100, turn_words: 300, has_cache_key: false };
+        let keys = CacheKeys::None;
+        let conversation = DialogueKind { system_words: 60, first_words: 1_200, turn_words: 250, keys };
+        let agent = DialogueKind { system_words: 4_500, first_words: 100, turn_words: 300, keys };
         let mut requests = match self {
             Self::Conversations => dialogues("chat", conversation, 100, length),
+            Self::ManyConversations => dialogues("chat", conversation, 300, length),
             Self::Agents => dialogues("agent", agent, 40, length),
+            Self::KeyedAgents => {
+                dialogues("agent", DialogueKind { keys: CacheKeys::OneForAll, ..agent }, 40, length)
+            }
             Self::Mixed => {
-                let keyed = DialogueKind { has_cache_key: true, ..conversation };
+                let keyed = DialogueKind { keys: CacheKeys::OneForEach, ..conversation };
                 let mut all = dialogues("chat", keyed, 60, length);
                 all.extend(dialogues("agent", agent, 20, length));
                 all.extend(singles("short", 200, 120.0, length));
@@ -87,13 +117,21 @@ struct DialogueKind {
     first_words: u64,
     /// What each turn adds: an answer and the next message.
     turn_words: u64,
-    has_cache_key: bool,
+    keys: CacheKeys,
+}
+
+/// Which `prompt_cache_key` dialogues have.
+#[derive(Clone, Copy)]
+enum CacheKeys {
+    None,
+    OneForEach,
+    OneForAll,
 }
 
 /// So many at a time. They begin in the middle, so that the load is the same all the time.
 fn dialogues(name: &str, kind: DialogueKind, at_a_time: u64, length: Duration) -> Vec<CacheRequest> {
     let mut requests = Vec::new();
-    let system = words(&format!("{name}-system"), kind.system_words);
+    let system: Arc<str> = words(&format!("{name}-system"), kind.system_words).into();
     for place in 0..at_a_time {
         let mut random = fastrand::Rng::with_seed(place + 1);
         let mut at = TURN_INTERVAL.mul_f64(random.f64());
@@ -101,7 +139,11 @@ fn dialogues(name: &str, kind: DialogueKind, at_a_time: u64, length: Duration) -
         let mut dialogue = 0;
         let mut messages = opening(name, &system, place, dialogue, kind, turn);
         while at < length {
-            let key = if kind.has_cache_key { format!("{name}-{place}-{dialogue}") } else { String::new() };
+            let key = match kind.keys {
+                CacheKeys::None => String::new(),
+                CacheKeys::OneForEach => format!("{name}-{place}-{dialogue}"),
+                CacheKeys::OneForAll => name.to_owned(),
+            };
             requests.push(request(at, &messages, key));
             at += TURN_INTERVAL + TURN_INTERVAL_RANGE.mul_f64(random.f64());
             turn += 1;
@@ -119,29 +161,23 @@ fn dialogues(name: &str, kind: DialogueKind, at_a_time: u64, length: Duration) -
 /// The messages up to this turn.
 fn opening(
     name: &str,
-    system: &str,
+    system: &Arc<str>,
     place: u64,
     dialogue: u64,
     kind: DialogueKind,
     turn: u64,
-) -> Vec<(&'static str, String)> {
+) -> Vec<Message> {
     let first = words(&format!("{name}-{place}-{dialogue}"), kind.first_words);
-    let mut messages = vec![("system", system.to_owned()), ("user", first)];
+    let mut messages = vec![("system", Arc::clone(system)), ("user", first.into())];
     for turn in 1..=turn {
         messages.extend(turn_messages(name, place, dialogue, turn, kind));
     }
     messages
 }
 
-fn turn_messages(
-    name: &str,
-    place: u64,
-    dialogue: u64,
-    turn: u64,
-    kind: DialogueKind,
-) -> [(&'static str, String); 2] {
+fn turn_messages(name: &str, place: u64, dialogue: u64, turn: u64, kind: DialogueKind) -> [Message; 2] {
     let part = |role: &'static str| {
-        (role, words(&format!("{name}-{place}-{dialogue}-{turn}-{role}"), kind.turn_words / 2))
+        (role, words(&format!("{name}-{place}-{dialogue}-{turn}-{role}"), kind.turn_words / 2).into())
     };
     [part("assistant"), part("user")]
 }
@@ -158,25 +194,17 @@ fn singles(name: &str, mean_words: u64, per_minute: f64, length: Duration) -> Ve
         }
         let text =
             words(&format!("{name}-{}", requests.len()), random.u64(mean_words / 2..mean_words * 3 / 2));
-        requests.push(request(at, &[("user", text)], String::new()));
+        requests.push(request(at, &[("user", text.into())], String::new()));
     }
 }
 
-fn request(at: Duration, messages: &[(&'static str, String)], cache_key: String) -> CacheRequest {
-    let prompt = messages.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("\n");
-    let prompt_words = prompt.split_ascii_whitespace().count() as u64;
-    let messages = messages.iter().map(|(role, text)| json!({"role": role, "content": text}));
-    let mut body =
-        json!({"messages": messages.collect::<Vec<Value>>(), "max_completion_tokens": OUTPUT_TOKENS});
-    if !cache_key.is_empty() {
-        body["prompt_cache_key"] = json!(cache_key);
-    }
+fn request(at: Duration, messages: &[Message], cache_key: String) -> CacheRequest {
+    let prompt_words: usize = messages.iter().map(|(_, text)| text.split_ascii_whitespace().count()).sum();
     CacheRequest {
         at,
-        body: Bytes::from(body.to_string()),
+        messages: messages.to_vec(),
         cache_key,
-        prompt,
-        prompt_tokens: prompt_words * 4 / WORDS_OF_4_TOKENS,
+        prompt_tokens: prompt_words as u64 * 4 / WORDS_OF_4_TOKENS,
         output_tokens: OUTPUT_TOKENS,
     }
 }

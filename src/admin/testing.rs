@@ -9,7 +9,7 @@ use crate::admission::limits::{ClientAccounts, LimitBooks, UsedTokens};
 use crate::admission::queue::{Choice, QueueBounds, QueueLimits, QueuePlace, QueuedRequest, RequestQueue};
 use crate::config::{RequestClass, parse_and_check_yaml};
 use crate::gateway::budget_books::BudgetBooks;
-use crate::names::{CacheKey, Caller, DeploymentName};
+use crate::names::{Caller, DeploymentName, RoutedKey};
 
 /// The clients of a configuration, and the moment at which they are looked at.
 pub(super) struct TestClients {
@@ -65,7 +65,7 @@ pub(super) struct NothingFree;
 impl Choice for NothingFree {
     type Turn = ();
 
-    fn try_take(&self, _key: Option<CacheKey>, _now: Instant) -> Option<()> {
+    fn try_take(&self, _key: Option<RoutedKey>, _now: Instant) -> Option<()> {
         None
     }
 

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::admission::queue::{Choice, QueuePlace, RequestQueue};
-use crate::names::CacheKey;
+use crate::names::RoutedKey;
 use crate::routing::retry_plan::{BackendChoice, NextAttempt};
 
 /// The requests of a process that wait for backends.
@@ -15,7 +15,7 @@ pub type BackendQueuePlace = QueuePlace<BackendChoice>;
 impl Choice for BackendChoice {
     type Turn = NextAttempt;
 
-    fn try_take(&self, key: Option<CacheKey>, now: Instant) -> Option<NextAttempt> {
+    fn try_take(&self, key: Option<RoutedKey>, now: Instant) -> Option<NextAttempt> {
         self.next_attempt(key, now)
     }
 

@@ -65,17 +65,17 @@ impl Gateway {
         };
         let keys = &self.process_state.hot_keys;
         let rate = keys.count(key, now);
-        let routed_key = match rate.parts() {
-            1 => key,
-            // Each part would write the cache again, and be billed for it.
-            _ if self.process_state.recorder.metrics().prompt_tokens.bills_cache_writes(deployment) => key,
-            parts if source == KeySource::Prefix => spread_key(key, parts, key, rate),
-            parts => {
+        let spread = match rate.backends() {
+            1 => None,
+            // Each backend would write the cache again, and be billed for it.
+            _ if self.process_state.recorder.metrics().prompt_tokens.bills_cache_writes(deployment) => None,
+            _ if source == KeySource::Prefix => spread_key(rate, key, rate),
+            _ => {
                 let conversation = key_of_opening();
-                spread_key(key, parts, conversation, keys.count(conversation, now))
+                spread_key(rate, conversation, keys.count(conversation, now))
             }
         };
-        Some(PromptRoute { key, routed_key, source, tokens: estimated_tokens(admitted, body) })
+        Some(PromptRoute { key, spread, source, tokens: estimated_tokens(admitted, body) })
     }
 
     /// How a request with this `prompt_cache_key` is routed if its prompt is long enough for a cache: for `explain`.
@@ -85,7 +85,7 @@ impl Gateway {
         hasher.write(key.as_bytes());
         let (key, source) = (hasher.finish(), KeySource::PromptCacheKey);
         let is_by_prompt = admitted.pool.balance_policy() == BalancePolicy::PromptCache;
-        is_by_prompt.then_some(PromptRoute { key, routed_key: key, source, tokens: 0 })
+        is_by_prompt.then_some(PromptRoute { key, spread: None, source, tokens: 0 })
     }
 }
 

@@ -53,7 +53,7 @@ impl Gateway {
         let tokens = reserved_tokens
             .unwrap_or_else(|| demand_of(admitted, method, body_bytes).tokens_of_unknown_client());
         let holds_up_others = choice.holds_up_others();
-        let key = admitted.prompt_route.map(|route| route.routed_key);
+        let key = admitted.prompt_route.map(|route| route.routed_key());
         let request = QueuedRequest { class, caller, since, tokens, bytes: body_bytes, holds_up_others, key };
         let bounds = QueueBounds { max_requests: config.max_requests, max_bytes: config.max_body_bytes };
         let limits = QueueLimits { bounds, deadline };

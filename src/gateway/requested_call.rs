@@ -87,7 +87,7 @@ impl RequestedCall {
 pub(super) enum ParsedBody {
     /// Unread or unreadable.
     Opaque,
-    Json(Box<BodyFacts>),
+    Json(BodyFacts),
     Multipart(FormFacts),
 }
 
@@ -153,7 +153,7 @@ fn parse_body(
         Ok(facts)
     });
     match facts {
-        Ok(facts) => Ok(ParsedBody::Json(Box::new(facts))),
+        Ok(facts) => Ok(ParsedBody::Json(facts)),
         // As above. And references that are not looked at could be those of another client.
         Err(error @ (BodyError::DuplicateKey(_) | BodyError::TooManyReferences)) => {
             Err(Refusal::bad_request(error.to_string()))

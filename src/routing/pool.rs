@@ -21,7 +21,7 @@ use super::routed_operation::RoutedOperation;
 use super::weighted_round_robin::{WeightedRoundRobin, turns_per_round};
 use crate::config::BalancePolicy;
 use crate::credentials::BackendCredential;
-use crate::names::{BackendName, CacheKey, DeploymentName, Tier, Weight};
+use crate::names::{BackendName, CacheKey, DeploymentName, RoutedKey, Tier, Weight};
 
 /// From this share of its turns on, a member takes all of them, so that round robin among members with
 /// nearly the same headroom stays exact.
@@ -214,12 +214,12 @@ pub(super) enum PickBy {
     /// Out of turn: only one resource can serve the request.
     Home,
     /// By the key of its prompt.
-    Prompt(CacheKey),
+    Prompt(RoutedKey),
 }
 
 impl PickBy {
     /// For a request with this key, if it has one. `has_home` if only one resource can serve it.
-    pub(super) fn new(key: Option<CacheKey>, has_home: bool) -> Self {
+    pub(super) fn new(key: Option<RoutedKey>, has_home: bool) -> Self {
         match key {
             Some(key) => Self::Prompt(key),
             None if has_home => Self::Home,
@@ -346,6 +346,15 @@ impl BackendPool {
         scored.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, index)| index)
     }
 
+    /// The index of the candidate that a request goes to if all are available and idle.
+    pub(super) fn first_of_route(&self, routed: RoutedKey) -> Option<usize> {
+        let tier = self.tiers.first()?;
+        let members = tier.member_indexes.clone().zip(&tier.ranked);
+        let mut members: SmallVec<[LoadedMember; 8]> =
+            members.map(|(index, ranked)| LoadedMember::idle(index, *ranked)).collect();
+        choose_member(&mut members, routed)
+    }
+
     pub(super) fn tiers(&self) -> &[PoolTier] {
         &self.tiers
     }
@@ -370,7 +379,7 @@ impl BackendPool {
     fn pick_by_key(
         &self,
         tier: &PoolTier,
-        key: CacheKey,
+        routed: RoutedKey,
         is_eligible: impl Fn(usize) -> bool,
     ) -> Option<usize> {
         let members = tier.member_indexes.clone().zip(&tier.ranked).filter(|(index, _)| is_eligible(*index));
@@ -378,9 +387,9 @@ impl BackendPool {
             let health = self.candidates.get(index).and_then(|one| one.deployment_health.as_ref());
             let (tokens, requests) =
                 health.map_or((0, 0), |health| (health.token_load.tokens(), health.token_load.requests()));
-            LoadedMember { index, score: ranked.score(key), weight: ranked.weight(), tokens, requests }
+            LoadedMember::idle(index, *ranked).holding(tokens, requests)
         });
-        choose_member(&loaded.collect::<SmallVec<[LoadedMember; 8]>>())
+        choose_member(&mut loaded.collect::<SmallVec<[LoadedMember; 8]>>(), routed)
     }
 
     /// The index of the eligible candidate of a tier that owes the fewest turns for its weight. It owes one more

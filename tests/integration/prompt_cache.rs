@@ -334,7 +334,7 @@ async fn a_hot_key_is_spread_by_conversations_unless_cache_writes_are_billed() {
             }
         }
         assert!(answered[..12].iter().all(|backend| *backend == answered[0]), "{answered:?}");
-        // From here on to the 48th request the key has four parts.
+        // From here on to the 48th request the key is spread over four backends.
         for number in 0..6 {
             let once = answering(&balancer, &request(number)).await;
             assert_eq!(answering(&balancer, &request(number)).await, once, "a conversation stays together");
@@ -348,7 +348,7 @@ async fn a_hot_key_is_spread_by_conversations_unless_cache_writes_are_billed() {
         assert_eq!(moves, if is_spread { HashSet::from([None, Some("hot")]) } else { HashSet::from([None]) });
         let keys: HashSet<&str> =
             records.iter().filter_map(|record| record["cache"]["key"].as_str()).collect();
-        assert_eq!(keys.len(), 1, "the record has the key that it is a part of");
+        assert_eq!(keys.len(), 1, "the record has the key itself");
     }
 }
 

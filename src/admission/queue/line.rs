@@ -6,7 +6,7 @@ use super::choices::{ChoiceIndex, Choices};
 use super::class_line::ClassLine;
 use super::ticket::{QueuedRequest, Ticket, TicketOrder};
 use crate::config::RequestClass;
-use crate::names::{CacheKey, Caller};
+use crate::names::{Caller, RoutedKey};
 
 /// What requests of one kind wait for: the backends that they may be sent to.
 pub trait Choice: PartialEq + Send + 'static {
@@ -15,7 +15,7 @@ pub trait Choice: PartialEq + Send + 'static {
 
     /// Takes a free backend for a request with this choice; `None` if there is none. Which of several it is depends on
     /// `key`, if the request is routed by its prompt.
-    fn try_take(&self, key: Option<CacheKey>, now: Instant) -> Option<Self::Turn>;
+    fn try_take(&self, key: Option<RoutedKey>, now: Instant) -> Option<Self::Turn>;
 
     /// When a backend may become free without a further event; `None` if that is not known.
     fn next_chance(&self, now: Instant) -> Option<Instant>;
@@ -35,7 +35,7 @@ pub(super) struct Line<C, W> {
 #[derive(Debug)]
 struct Waiting<W> {
     choice: ChoiceIndex,
-    key: Option<CacheKey>,
+    key: Option<RoutedKey>,
     waiter: W,
 }
 

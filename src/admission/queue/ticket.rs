@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::config::RequestClass;
-use crate::names::{CacheKey, Caller};
+use crate::names::{Caller, RoutedKey};
 
 /// What is known of a request that is to wait.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub struct QueuedRequest {
     /// only one resource can serve it.
     pub holds_up_others: bool,
     /// The key by which it prefers one of several free backends; `None` if they take turns.
-    pub key: Option<CacheKey>,
+    pub key: Option<RoutedKey>,
 }
 
 /// The order of the requests of one client: by time, then by number.

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::admission::queue::charges::LineCharges;
-use crate::names::{CacheKey, ClientName};
+use crate::names::{CacheKey, ClientName, RoutedKey};
 
 /// A choice with a number of free places that all its requests share.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ impl PartialEq for Places {
 impl Choice for Places {
     type Turn = &'static str;
 
-    fn try_take(&self, _key: Option<CacheKey>, _now: Instant) -> Option<&'static str> {
+    fn try_take(&self, _key: Option<RoutedKey>, _now: Instant) -> Option<&'static str> {
         let free = self.free.load(std::sync::atomic::Ordering::Relaxed);
         self.set(free.checked_sub(1)?);
         Some(self.name)
@@ -288,9 +288,9 @@ proptest! {
 struct KeyTold;
 
 impl Choice for KeyTold {
-    type Turn = Option<CacheKey>;
+    type Turn = Option<RoutedKey>;
 
-    fn try_take(&self, key: Option<CacheKey>, _now: Instant) -> Option<Option<CacheKey>> {
+    fn try_take(&self, key: Option<RoutedKey>, _now: Instant) -> Option<Option<RoutedKey>> {
         Some(key)
     }
 
@@ -304,7 +304,7 @@ fn the_backend_of_a_turn_is_chosen_by_the_key_of_the_request_that_gets_it() {
     let start = Instant::now();
     let mut waiting = WaitingRequests::default();
     let bounds = QueueBounds { max_requests: 10, max_bytes: 10 };
-    let keys = [Some(CacheKey::from_hash(1)), None, Some(CacheKey::from_hash(2))];
+    let keys = [Some(CacheKey::from_hash(1).into()), None, Some(CacheKey::from_hash(2).into())];
     for key in keys {
         let request = QueuedRequest {
             class: RequestClass::Standard,

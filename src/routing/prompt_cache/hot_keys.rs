@@ -1,16 +1,15 @@
-//! How often keys are asked, and what becomes of those that are asked very often.
+//! How often keys are asked, and over how many backends those have to be spread that are asked very often.
 //!
 //! Above about 15 requests a minute for one prefix and key, Azure sends the rest to machines that do not have it cached
 //! (<https://learn.microsoft.com/azure/ai-foundry/openai/how-to/prompt-caching>). Such a key is spread over several
-//! backends instead, each of which keeps it cached.
+//! backends instead (`spread.rs`), each of which keeps it cached.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::key::mix;
 use crate::names::CacheKey;
 
-/// A key that is asked more often in a minute is spread, so that each part of it is asked no more often than this.
+/// A key that is asked more often in a minute is spread over so many backends that each is asked no more often than this.
 const MAX_REQUESTS_PER_MINUTE: u32 = 12;
 const MINUTE: Duration = Duration::from_secs(60);
 const SHARDS: usize = 64;
@@ -42,13 +41,13 @@ struct KeyCount {
 pub struct KeyRate {
     /// About how many requests it had in the last 60 seconds, this one included.
     pub per_minute: u32,
-    /// The number of this request among those of the key, in an order without meaning.
+    /// The number of this request among those of the key in this minute.
     pub number: u32,
 }
 
 impl KeyRate {
-    /// The keys that it has to be spread over so that each is asked no more often than Azure keeps up with.
-    pub fn parts(self) -> u32 {
+    /// The backends that it has to be spread over so that each is asked no more often than Azure keeps up with.
+    pub fn backends(self) -> u32 {
         self.per_minute.div_ceil(MAX_REQUESTS_PER_MINUTE).max(1)
     }
 }
@@ -103,31 +102,10 @@ impl KeyCount {
     }
 }
 
-/// The key that a request of a hot key is routed by, one of `parts`. `conversation` is what the request shares with its
-/// own conversation only, and `rate` how often that is asked: as long as it is not hot itself, it stays together.
-pub fn spread_key(key: CacheKey, parts: u32, conversation: CacheKey, rate: KeyRate) -> CacheKey {
-    let first = jump_hash(mix(conversation.hash(), 1), parts);
-    // Which parts a conversation has that is hot itself does not matter, as long as they are the same ones.
-    let part = (first + rate.number % rate.parts()) % parts.max(1);
-    if part == 0 { key } else { CacheKey::from_hash(mix(key.hash(), u64::from(part))) }
-}
-
-/// A number below `buckets` for this hash. With one bucket more, as few numbers as possible change (Lamping and Veach,
-/// "A Fast, Minimal Memory, Consistent Hash Algorithm", 2014).
-fn jump_hash(mut hash: u64, buckets: u32) -> u32 {
-    let (mut bucket, mut next) = (0, 0);
-    while next < u64::from(buckets) {
-        bucket = next;
-        hash = hash.wrapping_mul(2_862_933_555_777_941_757).wrapping_add(1);
-        let scale = (1_u64 << 31) as f64 / ((hash >> 33) + 1) as f64;
-        next = ((bucket + 1) as f64 * scale) as u64;
-    }
-    bucket as u32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::routing::prompt_cache::key::mix;
 
     fn key(number: u64) -> CacheKey {
         CacheKey::from_hash(mix(number, 0))
@@ -150,9 +128,9 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_asked_no_more_often_than_azure_keeps_up_with() {
-        for (per_minute, parts) in [(0, 1), (1, 1), (12, 1), (13, 2), (24, 2), (25, 3), (1200, 100)] {
-            assert_eq!(KeyRate { per_minute, number: 1 }.parts(), parts, "{per_minute}");
+    fn backends_are_asked_no_more_often_than_azure_keeps_up_with() {
+        for (per_minute, backends) in [(0, 1), (1, 1), (12, 1), (13, 2), (24, 2), (25, 3), (1200, 100)] {
+            assert_eq!(KeyRate { per_minute, number: 1 }.backends(), backends, "{per_minute}");
         }
     }
 
@@ -169,34 +147,5 @@ mod tests {
             }
         }
         assert_eq!(rate, 60);
-    }
-
-    #[test]
-    fn a_hot_key_is_spread_by_conversations_which_stay_together() {
-        let hot = key(7);
-        let quiet = KeyRate { per_minute: 3, number: 3 };
-        let spread = |conversation, parts, rate| spread_key(hot, parts, key(conversation), rate);
-        for conversation in 0..50 {
-            let routed = spread(conversation, 4, quiet);
-            for number in 0..12 {
-                assert_eq!(spread(conversation, 4, KeyRate { per_minute: 12, number }), routed);
-            }
-            assert_eq!(spread(conversation, 1, quiet), hot, "not hot: its own order");
-        }
-        let count = |parts| {
-            let mut routed: Vec<u64> = (0..200).map(|number| spread(number, parts, quiet).hash()).collect();
-            routed.sort_unstable();
-            routed.dedup();
-            routed.len()
-        };
-        assert_eq!([count(1), count(2), count(5)], [1, 2, 5]);
-        let moved = (0..1000).filter(|number| spread(*number, 4, quiet) != spread(*number, 5, quiet)).count();
-        assert!((150..250).contains(&moved), "a fifth of the conversations: {moved}");
-        // A conversation that is hot itself takes turns.
-        let mut parts: Vec<u64> =
-            (1..=30).map(|number| spread(1, 5, KeyRate { per_minute: 30, number }).hash()).collect();
-        parts.sort_unstable();
-        parts.dedup();
-        assert_eq!(parts.len(), 3);
     }
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::names::Weight;
+use super::member::LoadedMember;
+use super::spread::sort_members;
+use crate::names::RoutedKey;
 
 /// A backend within this many times its share of the tokens in flight takes what is its own by the order of the key
 /// (Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2018).
@@ -54,46 +56,36 @@ impl Drop for LoadTicket {
     }
 }
 
-/// A backend that a request may be sent to.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::routing) struct LoadedMember {
-    /// What it is known by to the caller.
-    pub(in crate::routing) index: usize,
-    /// Its score for the key of the request.
-    pub(in crate::routing) score: f64,
-    pub(in crate::routing) weight: Weight,
-    /// What it holds already.
-    pub(in crate::routing) tokens: u64,
-    pub(in crate::routing) requests: u64,
+/// The index of the first in the order of the key that is within the bound. It sorts the members.
+pub(in crate::routing) fn choose_member(members: &mut [LoadedMember], routed: RoutedKey) -> Option<usize> {
+    sort_members(members, routed);
+    first_within_bound(members)
 }
 
-/// The index of the first in the order of the key that is within the bound.
-pub(in crate::routing) fn choose_member(members: &[LoadedMember]) -> Option<usize> {
-    let weight: f64 = members.iter().map(|member| f64::from(member.weight.get())).sum();
+fn first_within_bound(members: &[LoadedMember]) -> Option<usize> {
+    let weight: f64 = members.iter().map(|member| f64::from(member.ranked.weight().get())).sum();
     let tokens: f64 = members.iter().map(|member| member.tokens as f64).sum();
     let is_within_bound = |member: &&LoadedMember| {
-        let share = f64::from(member.weight.get()) / weight;
+        let share = f64::from(member.ranked.weight().get()) / weight;
         member.tokens as f64 <= MAX_SHARE_FACTOR * share * tokens
             || member.requests as f64 <= MAX_REQUESTS_WITHIN_BOUND * share * members.len() as f64
     };
     // There is always one: not all can hold more than their share.
-    let first = |a: &&LoadedMember, b: &&LoadedMember| a.score.total_cmp(&b.score);
-    members.iter().filter(is_within_bound).max_by(first).map(|member| member.index)
+    members.iter().find(is_within_bound).map(|member| member.index)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::{BackendName, Weight};
+    use crate::routing::prompt_cache::RankedBackend;
     use proptest::prelude::*;
 
     /// Members with these weights, tokens and requests, in the order of the key.
     fn members(rows: &[(u16, u64, u64)]) -> Vec<LoadedMember> {
-        let member = |(index, (weight, tokens, requests)): (usize, &(u16, u64, u64))| LoadedMember {
-            index,
-            score: -(index as f64),
-            weight: Weight::new(*weight).unwrap(),
-            tokens: *tokens,
-            requests: *requests,
+        let member = |(index, (weight, tokens, requests)): (usize, &(u16, u64, u64))| {
+            let ranked = RankedBackend::new(&BackendName::new("any"), Weight::new(*weight).unwrap());
+            LoadedMember::idle(index, ranked).holding(*tokens, *requests)
         };
         rows.iter().enumerate().map(member).collect()
     }
@@ -126,7 +118,7 @@ mod tests {
             (&[(3, 940, 7), (1, 60, 9)], Some(1)),
             (&[(1, 500, 9), (1, 450, 9), (1, 50, 1)], Some(2)),
         ] {
-            assert_eq!(choose_member(&members(rows)), expected, "{rows:?}");
+            assert_eq!(first_within_bound(&members(rows)), expected, "{rows:?}");
         }
     }
 
@@ -147,14 +139,14 @@ mod tests {
         fn some_backend_always_takes_the_request(
             rows in proptest::collection::vec((1_u16..=1000, 0_u64..1_000_000, 0_u64..100), 1..20),
         ) {
-            prop_assert!(choose_member(&members(&rows)).is_some());
+            prop_assert!(first_within_bound(&members(&rows)).is_some());
         }
 
         #[test]
         fn one_key_alone_loads_no_backend_with_much_more_than_its_share(count in 1_usize..400) {
             let mut held = [(1_u16, 0_u64, 0_u64); 5];
             for _ in 0..count {
-                let index = choose_member(&members(&held)).unwrap();
+                let index = first_within_bound(&members(&held)).unwrap();
                 held[index].1 += 1_000;
                 held[index].2 += 1;
             }

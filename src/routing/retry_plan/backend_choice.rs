@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::resource_search::ResourceSearch;
 use super::{CandidateState, NextAttempt, RetryLimits, RetryPlan, ShedRule};
-use crate::names::CacheKey;
+use crate::names::RoutedKey;
 use crate::routing::attempt_outcome::AttemptOutcome;
 use crate::routing::health::availability::UnavailableReason;
 use crate::routing::pool::{BackendPool, Candidate, PickBy};
@@ -50,7 +50,7 @@ impl BackendChoice {
 
     /// An attempt on the candidate whose turn it is among those that are free, or which is the first of them in the order
     /// of the key, for a request that is routed by its prompt.
-    pub fn next_attempt(&self, key: Option<CacheKey>, now: Instant) -> Option<NextAttempt> {
+    pub fn next_attempt(&self, key: Option<RoutedKey>, now: Instant) -> Option<NextAttempt> {
         let by = PickBy::new(key, self.has_home);
         for tier in self.pool.tiers() {
             let is_free = |index| self.is_free(index, now);

@@ -150,7 +150,7 @@ impl RetryPlan {
     }
 
     fn pick_by(&self) -> PickBy {
-        PickBy::new(self.prompt_route.map(|route| route.routed_key), self.has_home())
+        PickBy::new(self.prompt_route.map(|route| route.routed_key()), self.has_home())
     }
 
     /// An attempt on a drained candidate, whose resource may be the only one that has what the request refers to.

@@ -36,9 +36,7 @@ impl RetryPlan {
             Some(CandidateState::NotHere | CandidateState::OtherResource) => MoveReason::Home,
             _ if !self.is_available(pool, first, operation, now) => MoveReason::Rest,
             _ if self.is_shed(pool, first, operation, now) => MoveReason::Shed,
-            _ if route.routed_key != route.key
-                && pool.first_of_key(route.routed_key) == Some(attempt.candidate_index) =>
-            {
+            _ if route.spread.is_some() && pool.first_of_route(route.routed_key()) != Some(first) => {
                 MoveReason::Hot
             }
             // It has waited, and was sent to what was free: after a 429, a backend gets few requests at first.

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use super::search_tests::home;
 use super::tests::{CHAT, Fixture, MS, fixture_by_prompt};
 use super::*;
-use crate::names::CacheKey;
+use crate::names::{CacheKey, KeySpread};
 use crate::routing::health::availability::UnavailableReason;
 use crate::routing::prompt_cache::{KeySource, LoadTicket, MoveReason, PromptRoute};
 
 fn route(key: u64) -> PromptRoute {
     let key = CacheKey::from_hash(key);
-    PromptRoute { key, routed_key: key, source: KeySource::Session, tokens: 1_000 }
+    PromptRoute { key, spread: None, source: KeySource::Session, tokens: 1_000 }
 }
 
 /// The candidates in the order of a key.
@@ -66,12 +66,21 @@ fn a_move_has_the_reason_that_keeps_the_first_backend_from_it() {
     assert_eq!(first_attempt(plan()), (0, Some(MoveReason::Load)));
     drop(held);
     assert_eq!(first_attempt(plan()), (1, None));
-    let part = CacheKey::from_hash(key_with_order(&fixture, &[2]));
-    let hot = PromptRoute { routed_key: part, ..route(key) };
-    assert_eq!(
-        first_attempt(RetryPlan::new(&fixture.pool).with_prompt_route(Some(hot))),
-        (2, Some(MoveReason::Hot))
-    );
+    // Over two backends the key is spread by conversations: some stay with its first backend, others go to the second.
+    let spread_plan = |conversation| {
+        let conversation = CacheKey::from_hash(conversation);
+        let spread = KeySpread { backends: 2, conversation, conversation_backends: 1, number: 1 };
+        RetryPlan::new(&fixture.pool)
+            .with_prompt_route(Some(PromptRoute { spread: Some(spread), ..route(key) }))
+    };
+    let goes_to = |index| (0..100).find(|conversation| first_attempt(spread_plan(*conversation)).0 == index);
+    let (of_first, of_second) = (goes_to(1).unwrap(), goes_to(0).unwrap());
+    assert_eq!(goes_to(2), None);
+    assert_eq!(first_attempt(spread_plan(of_first)), (1, None));
+    assert_eq!(first_attempt(spread_plan(of_second)), (0, Some(MoveReason::Hot)));
+    let held = hold(&fixture, 1, 5);
+    assert_eq!(first_attempt(spread_plan(of_first)), (0, Some(MoveReason::Load)));
+    drop(held);
     let search = RetryPlan::for_search(&fixture.pool, home(2)).with_prompt_route(Some(route(key)));
     assert_eq!(first_attempt(search), (2, Some(MoveReason::Home)));
     fixture.mark_unavailable(1, UnavailableReason::CoolingDown, 1_000);
@@ -101,7 +110,7 @@ fn a_request_from_the_queue_gets_the_free_backend_that_is_first_in_its_order() {
     let plan = RetryPlan::new(&pool).with_prompt_route(Some(route(0)));
     let choice = plan.backend_choice(&pool, CHAT);
     for ([first, _], key) in keys {
-        let taken = choice.next_attempt(Some(CacheKey::from_hash(key)), now).unwrap();
+        let taken = choice.next_attempt(Some(CacheKey::from_hash(key).into()), now).unwrap();
         assert_eq!(taken.candidate_index, first);
     }
     // One choice for all keys: requests with different keys wait for the same.
