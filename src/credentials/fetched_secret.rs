@@ -23,7 +23,7 @@ pub(super) struct FetchedSecret {
 /// Why a fetch failed.
 pub(super) struct FetchError {
     pub(super) message: String,
-    /// How long the source asked to wait before the next fetch.
+    /// How long the source wants no further fetch.
     pub(super) retry_after: Option<Duration>,
 }
 

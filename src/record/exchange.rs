@@ -75,7 +75,7 @@ pub struct AttemptRecord {
     /// Milliseconds from the choice of the backend to the verdict on its response, or to the end of a response
     /// that was relayed.
     pub duration_ms: u64,
-    /// Milliseconds that the backend asked to wait before a retry.
+    /// `retry-after` of the backend, in milliseconds.
     pub retry_after_ms: Option<u64>,
     /// What the response means; `None` if there was none.
     pub verdict: Option<Verdict>,

@@ -5,7 +5,7 @@ use std::time::Instant;
 /// What became of an attempt, as far as the next one depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttemptOutcome {
-    /// 429: the backend asked to wait until then.
+    /// 429: the backend takes nothing until then.
     Throttled(Instant),
     /// Connect error, reset, time-out or 5xx. The backend may be tried again in a further round, within
     /// the retry budget.

@@ -6,7 +6,7 @@
 pub enum SpillReason {
     /// It is left to more urgent classes, or another request went first.
     Shed,
-    /// It asked to wait.
+    /// It answered 429, or sent `retry-after`.
     Throttled,
     /// It was tried, and failed or could not serve the request.
     Failed,

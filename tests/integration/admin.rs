@@ -172,7 +172,7 @@ async fn the_status_reports_attempts_cooldowns_and_client_usage() {
         .iter()
         .find(|deployment| deployment["name"] == "gpt-4o")
         .unwrap();
-    assert_eq!(deployment["reason"], "asked to wait (429, or retry-after)");
+    assert_eq!(deployment["reason"], "answered 429, or sent retry-after");
     let client = &status["clients"][0];
     assert_eq!((client["name"].as_str(), client["requests"].as_u64()), (Some("team-a"), Some(4)));
     assert!(client["output_tokens"].as_u64().unwrap() > 0);

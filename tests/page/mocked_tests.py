@@ -374,7 +374,7 @@ class MockedStateTests(Suite):
             def changed(tick):
                 document = healthy(tick)
                 # Throttling comes and goes, and is not announced.
-                document["backends"][2] |= unavailability("cooling", 0, 30, "asked to wait")
+                document["backends"][2] |= unavailability("cooling", 0, 30, "answered 429, or sent retry-after")
                 document["backends"][1] |= unavailability("breaker_open", 0, 30, "failed too often")
                 document["service"] = service("degraded", ("degraded", "westus", "breaker_open: failed too often"))
                 return document

@@ -251,7 +251,7 @@ def healthy(tick=0):
 
 
 def problems(tick=0):
-    cooldown_reason = "asked to wait (429, or retry-after)"
+    cooldown_reason = "answered 429, or sent retry-after"
     cooling = deployment("gpt-4o", 0.0, **unavailability("cooling", 4, 47, cooldown_reason))
     cooldown = {"deployment": "gpt-4o", "operation": None, "until": None, "until_ms": 47000, "reason": "cooling", "since": seconds_ago(4)}
     images = {"deployment": None, "operation": "images", "until": None, "until_ms": 3000, "reason": "permission", "since": seconds_ago(9)}
@@ -348,7 +348,7 @@ def forty_backends(tick=0):
 
 def forty_in_trouble(tick=0):
     kinds = {
-        3: ("cooling", 3, 12, "asked to wait (429, or retry-after); last: 429 RateLimitReached"),
+        3: ("cooling", 3, 12, "answered 429, or sent retry-after; last: 429 RateLimitReached"),
         7: ("breaker_open", 5, 25, "failed too often; last: 503"),
         12: ("stalled", 41, None, "does not answer any more, not even a free question; an attempt waits for 71s"),
         18: ("unresolvable", 600, None, "contoso-region-018.openai.azure.com does not resolve: no such host"),
@@ -370,7 +370,7 @@ def spilling(tick=0):
     """A provisioned backend is full, and others serve."""
     document = healthy(tick)
     document["service"] = service("spilling", ("spilling", "eastus-ptu", "its provisioned capacity is full, and others serve"))
-    document["backends"][0] |= unavailability("cooling", 2, 1, "asked to wait (429, or retry-after)") | {"oldest_attempt_seconds": 1.4}
+    document["backends"][0] |= unavailability("cooling", 2, 1, "answered 429, or sent retry-after") | {"oldest_attempt_seconds": 1.4}
     document["pools"][0]["tiers"][0]["members"][0] |= {"state": "cooling", "until_ms": 1000}
     return document
 

@@ -105,7 +105,7 @@ class TableTests(Suite):
         def ill(name):
             def document(tick):
                 found = healthy(tick)
-                next(backend for backend in found["backends"] if backend["name"] == name).update(unavailability("cooling", 1, 30, "asked to wait"))
+                next(backend for backend in found["backends"] if backend["name"] == name).update(unavailability("cooling", 1, 30, "answered 429, or sent retry-after"))
                 return found
 
             return document

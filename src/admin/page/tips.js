@@ -1,7 +1,7 @@
 // What a number means: shown when the pointer is on it or its name has the focus.
 
 const MEANINGS = {
-  state: 'What a request finds now. healthy: serves. cooling: asked to wait (429, or retry-after). failing: fails most of what it is asked. breaker_open: failed too often. stalled: does not answer any more. unresolvable: its name does not resolve. credential: rejects its credential or our network. permission: its credential may not do an operation. absent: lacks a deployment. drained: by the operator. disabled: by the configuration.',
+  state: 'What a request finds now. healthy: serves. cooling: answered 429, or sent retry-after. failing: fails most of what it is asked. breaker_open: failed too often. stalled: does not answer any more. unresolvable: its name does not resolve. credential: rejects its credential or our network. permission: its credential may not do an operation. absent: lacks a deployment. drained: by the operator. disabled: by the configuration.',
   name: 'Its name in the configuration. Worst first, then in the order of the file. A row moves up at once, and down when it has been better for 30 s.',
   tier: 'Its tier and, unless it is 1, its weight. Tier 1 is used first; the weights of a tier share its requests.',
   share: 'Its share of all attempts of the last minute.',

@@ -70,7 +70,7 @@ enum ExportOutcome {
     Delivered { rejected: u64 },
     /// It will not take them.
     Rejected(String),
-    /// A temporary failure: how long the collector asked to wait, and the reason.
+    /// A temporary failure: the `retry-after` of the collector, and the reason.
     RetryLater(Option<Duration>, String),
     /// The process ended before the response came.
     ShutdownTimedOut,

@@ -22,7 +22,7 @@ const LAST_RESORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Why something is unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnavailableReason {
-    /// Azure asked to wait: a 429, or another refusal with `retry-after`.
+    /// A 429, or another refusal with `retry-after`.
     CoolingDown,
     /// The resource does not have the deployment or the model.
     DeploymentNotFound,

@@ -15,7 +15,7 @@ pub enum BackendState {
     Disabled,
     /// The operator drains it.
     Drained,
-    /// It asked to wait.
+    /// It answered 429, or sent `retry-after`.
     Cooling,
     /// The credential may not do an operation.
     Permission,
@@ -72,7 +72,7 @@ impl BackendState {
             Self::Healthy => "serves",
             Self::Disabled => "enabled: false in the configuration",
             Self::Drained => "drained by the operator",
-            Self::Cooling => "asked to wait (429, or retry-after)",
+            Self::Cooling => "answered 429, or sent retry-after",
             Self::Permission => {
                 "its credential may not do an operation (403); check the role that it has on the resource"
             }

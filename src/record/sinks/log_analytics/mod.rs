@@ -123,7 +123,7 @@ enum UploadOutcome {
     TooLarge,
     /// Status 400: some row is invalid, or the rule does not fit the rows.
     BadRequest(String),
-    /// A temporary failure: how long the service asked to wait, and the reason.
+    /// A temporary failure: the `retry-after` of the service, and the reason.
     RetryLater(Option<Duration>, String),
     /// Status 401: the token was rejected.
     Unauthorized {
