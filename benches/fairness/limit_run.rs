@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use aoai_lb::admission::limits::{
-    ClientAccounts, ClientLimiter, Demand, KeeperLink, PredecessorShare, QueuedMessage, RateSnapshot,
-    Reservation, Settlement, UsedTokens,
+    BudgetWindow, ClientAccounts, ClientLimiter, Demand, KeeperLink, PredecessorShare, QueuedMessage,
+    RateSnapshot, Reservation, Settlement, UsedTokens,
 };
 use aoai_lb::config::{ClientLimits, LimitSet, LimitsConfig};
 use aoai_lb::gateway::budget_books::{BudgetBooks, BudgetReport};
@@ -150,7 +150,7 @@ pub fn run_client(run: &LimitRun) -> LimitRunResult {
     last.hand_over(start + run.length);
     let successor = Process::start(run, directory.path(), start, None, start + run.length);
     let budget = successor.budgets.open(Some(&ClientName::new(CLIENT)), None);
-    let budget_used = budget.used(state.time).0;
+    let budget_used = budget.used(BudgetWindow::Day, state.time).tokens;
     LimitRunResult { start, ledger: state.ledger, budget_used }
 }
 
@@ -167,8 +167,13 @@ impl RunState {
             return;
         }
         let estimate = self.random.u64(MEAN_TOKENS / 5..MEAN_TOKENS * 9 / 5);
-        let demand =
-            Demand { prompt_bytes: 0, max_output_tokens: Some(estimate), choices: 1, has_output: true };
+        let demand = Demand {
+            prompt_bytes: 0,
+            max_output_tokens: Some(estimate),
+            choices: 1,
+            has_output: true,
+            rates: None,
+        };
         match limiter.reserve(None, &demand, now, self.time) {
             Ok(reservation) => {
                 let number = self.ledger.admit(reservation.tokens(), limit, now);
@@ -181,7 +186,7 @@ impl RunState {
             }
             Err(reached) => {
                 // The client obeys. Over a budget, it does not come back before the end.
-                let wait = reached.wait.filter(|_| !reached.key.kind.is_budget()).unwrap_or(run.length);
+                let wait = reached.wait.filter(|_| reached.key.kind.window().is_none()).unwrap_or(run.length);
                 self.events.push(Reverse((now + wait.max(Duration::from_millis(1)), worker)));
             }
         }

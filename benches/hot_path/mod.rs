@@ -43,7 +43,7 @@ const RESPONSES: &[u8] = b"/openai/v1/responses";
 
 /// What a request may use.
 const DEMAND: Demand =
-    Demand { prompt_bytes: 1000, max_output_tokens: Some(50), choices: 1, has_output: true };
+    Demand { prompt_bytes: 1000, max_output_tokens: Some(50), choices: 1, has_output: true, rates: None };
 
 /// A step with its name.
 pub type Step = (&'static str, Box<dyn FnMut()>);
@@ -57,7 +57,7 @@ struct GatewayFixture {
 }
 
 impl GatewayFixture {
-    /// All limits there are, in total and for the deployment.
+    /// All limits that need no prices, in total and for the deployment.
     fn limiter(&self, accounts: &ClientAccounts) -> Arc<ClientLimiter> {
         let limit = Some(LIMIT);
         let all = config::LimitSet {
@@ -66,6 +66,7 @@ impl GatewayFixture {
             tokens_per_day: limit,
             tokens_per_month: limit,
             in_flight: limit,
+            ..config::LimitSet::default()
         };
         let own = (DeploymentName::parse("gpt-4o").expect("it is a name"), all);
         let limits = Arc::new(config::ClientLimits { total: all, deployments: [own].into() });

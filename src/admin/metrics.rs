@@ -218,11 +218,11 @@ fn set_affinity_gauges(registry: &Registry, gateway: &Gateway) {
 
 /// Adds what is left of the limits of clients.
 fn set_limit_gauge(registry: &Registry, clients: &ClientRegistry, now: Instant, wall_now: SystemTime) {
-    let remaining = IntGaugeVec::new(
+    let remaining = GaugeVec::new(
         Opts::new(
             "aoai_lb_limit_remaining",
             "What is left of a limit of a client now: of the last 60 seconds, of the UTC day or month, or of its requests \
-             in flight. 0 if all is used, or more.",
+             in flight. A limit by cost is in the currency of the prices. 0 if all is used, or more.",
         ),
         &["client", "limit"],
     );
@@ -231,7 +231,7 @@ fn set_limit_gauge(registry: &Registry, clients: &ClientRegistry, now: Instant, 
         let Some(limiter) = &client.limiter else { continue };
         let name = client.name.as_ref().map_or(ABSENT_LABEL, |name| name.as_str());
         for limit in limiter.uses(now, wall_now) {
-            let value = i64::try_from(limit.remaining()).unwrap_or(i64::MAX);
+            let value = limit.key.kind.shown(limit.remaining()).as_f64();
             remaining.with_label_values(&[name, &limit.key.to_string()]).set(value);
         }
     }

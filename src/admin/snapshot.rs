@@ -109,10 +109,11 @@ impl StatusSource {
             limits: limits_status(
                 gateway.clients(),
                 || process.budgets.save_problem(),
+                || process.recorder.currency(),
                 clock.monotonic_now,
                 clock.wall_now,
             ),
-            costs: costs_status(&process.recorder, clock.wall_now),
+            costs: costs_status(&process.recorder, process.costs.save_problem(), clock.wall_now),
             queue: queue_status(gateway.queue_config(), &process.queue),
             shared: shared_status(process),
             refusals: refused_clients(&statistics),

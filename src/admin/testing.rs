@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::admission::client_registry::ClientRegistry;
-use crate::admission::limits::{ClientAccounts, LimitBooks, UsedTokens};
+use crate::admission::limits::{ClientAccounts, ClientLimiter, LimitBooks, UsedTokens};
 use crate::admission::queue::{Choice, QueueBounds, QueueLimits, QueuePlace, QueuedRequest, RequestQueue};
 use crate::config::{RequestClass, parse_and_check_yaml};
 use crate::gateway::budget_books::BudgetBooks;
@@ -42,8 +42,16 @@ impl TestClients {
     /// Adds what this client has used.
     pub(super) fn add_used(&self, client: &str, deployment: Option<&str>, used: &UsedTokens) {
         let deployment = deployment.map(|name| DeploymentName::parse(name).unwrap());
-        let client = self.registry.find_by_name(client).unwrap();
-        client.limiter.as_ref().unwrap().add_used(deployment.as_ref(), used, self.now, self.wall_now);
+        self.limiter(client).add_used(deployment.as_ref(), used, 0, self.now, self.wall_now);
+    }
+
+    /// Adds what this client has used, at this cost in millionths of the currency.
+    pub(super) fn add_cost(&self, client: &str, used: &UsedTokens, cost: u64) {
+        self.limiter(client).add_used(None, used, cost, self.now, self.wall_now);
+    }
+
+    fn limiter(&self, client: &str) -> &ClientLimiter {
+        self.registry.find_by_name(client).unwrap().limiter.as_deref().unwrap()
     }
 }
 

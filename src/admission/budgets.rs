@@ -1,6 +1,7 @@
 //! Budgets: what was used in the current UTC day and month. Where that is kept is left to
 //! `gateway/budget_books/`.
 
+use std::cmp::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, Datelike, NaiveDate, Utc};
@@ -48,87 +49,125 @@ fn start_of_day(day: u64) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_secs(day.checked_mul(SECONDS_PER_DAY)?))
 }
 
+/// What is counted in a day or a month.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WindowSums {
+    /// Tokens.
+    pub tokens: u64,
+    /// Costs, in millionths of the currency.
+    pub cost_millionths: u64,
+    /// Responses that are part of what their backend costs by the hour.
+    pub provisioned: u64,
+    /// Responses whose cost is not known.
+    pub without_cost: u64,
+}
+
+impl WindowSums {
+    /// Whether nothing is counted.
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    /// Each of these sums with the same one of the other.
+    fn combine(self, other: Self, operation: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            tokens: operation(self.tokens, other.tokens),
+            cost_millionths: operation(self.cost_millionths, other.cost_millionths),
+            provisioned: operation(self.provisioned, other.provisioned),
+            without_cost: operation(self.without_cost, other.without_cost),
+        }
+    }
+}
+
 /// What was used in a day and in a month.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BudgetUse {
     /// The latest day and month in which something was used.
     pub windows: UtcWindows,
-    /// The tokens of this day.
-    pub day_tokens: u64,
-    /// The tokens of this month.
-    pub month_tokens: u64,
+    /// What was used on this day.
+    pub day: WindowSums,
+    /// What was used in this month.
+    pub month: WindowSums,
 }
 
 impl BudgetUse {
-    /// Adds tokens. A later day or month than the last one begins at 0. If the clock was set back, they count in
+    /// The same use of a day and of its month.
+    pub fn of_both(sums: WindowSums, windows: UtcWindows) -> Self {
+        Self { windows, day: sums, month: sums }
+    }
+
+    /// Adds what was used. A later day or month than the last one begins at 0. If the clock was set back, it counts in
     /// the last one.
-    pub fn add(&mut self, tokens: u64, now: UtcWindows) {
+    pub fn add(&mut self, sums: WindowSums, now: UtcWindows) {
         let windows =
             UtcWindows { day: now.day.max(self.windows.day), month: now.month.max(self.windows.month) };
-        self.merge(Self { windows, day_tokens: tokens, month_tokens: tokens });
+        self.merge(Self::of_both(sums, windows));
     }
 
     /// Adds what was used elsewhere. What was used in an earlier day or month than the last one here does not
     /// count.
     pub fn merge(&mut self, other: Self) {
-        let Self { windows, day_tokens, month_tokens } = self;
-        merge_window((&mut windows.day, day_tokens), (other.windows.day, other.day_tokens));
-        merge_window((&mut windows.month, month_tokens), (other.windows.month, other.month_tokens));
+        let Self { windows, day, month } = self;
+        merge_window((&mut windows.day, day), (other.windows.day, other.day));
+        merge_window((&mut windows.month, month), (other.windows.month, other.month));
     }
 
-    /// Raises the tokens of a day to at least this. Returns whether anything has changed.
-    pub fn raise_day(&mut self, day: u32, tokens: u64) -> bool {
-        raise_window((&mut self.windows.day, &mut self.day_tokens), (day, tokens))
+    /// Raises what was used on a day to at least this. Returns whether anything has changed.
+    pub fn raise_day(&mut self, day: u32, at_least: WindowSums) -> bool {
+        raise_window((&mut self.windows.day, &mut self.day), (day, at_least))
     }
 
-    /// Raises the tokens of a month to at least this. Returns whether anything has changed.
-    pub fn raise_month(&mut self, month: u32, tokens: u64) -> bool {
-        raise_window((&mut self.windows.month, &mut self.month_tokens), (month, tokens))
+    /// Raises what was used in a month to at least this. Returns whether anything has changed.
+    pub fn raise_month(&mut self, month: u32, at_least: WindowSums) -> bool {
+        raise_window((&mut self.windows.month, &mut self.month), (month, at_least))
     }
 
-    /// Takes tokens out of the day that it is now.
-    pub fn reduce_day(&mut self, tokens: u64, now: UtcWindows) {
+    /// Takes this out of the day that it is now.
+    pub fn reduce_day(&mut self, by: WindowSums, now: UtcWindows) {
         if now.day <= self.windows.day {
-            self.day_tokens = self.day_tokens.saturating_sub(tokens);
+            self.day = self.day.combine(by, u64::saturating_sub);
         }
     }
 
-    /// Takes tokens out of the month that it is now.
-    pub fn reduce_month(&mut self, tokens: u64, now: UtcWindows) {
+    /// Takes this out of the month that it is now.
+    pub fn reduce_month(&mut self, by: WindowSums, now: UtcWindows) {
         if now.month <= self.windows.month {
-            self.month_tokens = self.month_tokens.saturating_sub(tokens);
+            self.month = self.month.combine(by, u64::saturating_sub);
         }
     }
 
-    /// The tokens of the day that it is now.
-    pub fn used_in_day(&self, now: UtcWindows) -> u64 {
-        if now.day > self.windows.day { 0 } else { self.day_tokens }
+    /// What was used on the day that it is now.
+    pub fn used_in_day(&self, now: UtcWindows) -> WindowSums {
+        if now.day > self.windows.day { WindowSums::default() } else { self.day }
     }
 
-    /// The tokens of the month that it is now.
-    pub fn used_in_month(&self, now: UtcWindows) -> u64 {
-        if now.month > self.windows.month { 0 } else { self.month_tokens }
+    /// What was used in the month that it is now.
+    pub fn used_in_month(&self, now: UtcWindows) -> WindowSums {
+        if now.month > self.windows.month { WindowSums::default() } else { self.month }
     }
 
     /// Whether nothing was used.
     pub fn is_empty(&self) -> bool {
-        self.day_tokens == 0 && self.month_tokens == 0
+        self.day.is_empty() && self.month.is_empty()
     }
 }
 
-fn merge_window((window, tokens): (&mut u32, &mut u64), (other, added): (u32, u64)) {
+fn merge_window((window, sums): (&mut u32, &mut WindowSums), (other, added): (u32, WindowSums)) {
     if other > *window {
-        (*window, *tokens) = (other, added);
+        (*window, *sums) = (other, added);
     } else if other == *window {
-        *tokens = tokens.saturating_add(added);
+        *sums = sums.combine(added, u64::saturating_add);
     }
 }
 
-fn raise_window((window, tokens): (&mut u32, &mut u64), (other, at_least): (u32, u64)) -> bool {
-    let is_more = other > *window && at_least > 0 || other == *window && at_least > *tokens;
-    if is_more {
-        (*window, *tokens) = (other, at_least);
-    }
+fn raise_window((window, sums): (&mut u32, &mut WindowSums), (other, at_least): (u32, WindowSums)) -> bool {
+    let raised = match other.cmp(window) {
+        Ordering::Greater if !at_least.is_empty() => at_least,
+        Ordering::Equal => sums.combine(at_least, u64::max),
+        _ => return false,
+    };
+    let is_more = other > *window || raised != *sums;
+    (*window, *sums) = (other, raised);
     is_more
 }
 
@@ -165,12 +204,16 @@ mod tests {
         }
     }
 
+    fn tokens(tokens: u64) -> WindowSums {
+        WindowSums { tokens, ..WindowSums::default() }
+    }
+
     #[test]
     fn a_window_begins_at_zero_and_a_clock_that_was_set_back_does_not_begin_one() {
         let at = |day, month| UtcWindows { day, month };
         let mut used = BudgetUse::default();
         // The time of each addition, the tokens, and what is used in the day and in the month afterwards.
-        for (now, tokens, day_tokens, month_tokens) in [
+        for (now, added, day_tokens, month_tokens) in [
             (at(10, 5), 3, 3, 3),
             (at(10, 5), 4, 7, 7),
             (at(11, 5), 1, 1, 8),
@@ -180,12 +223,12 @@ mod tests {
             (at(12, 6), u64::MAX, u64::MAX, u64::MAX),
             (at(13, 6), 0, 0, u64::MAX),
         ] {
-            used.add(tokens, now);
-            let found = (used.used_in_day(now), used.used_in_month(now));
+            used.add(tokens(added), now);
+            let found = (used.used_in_day(now).tokens, used.used_in_month(now).tokens);
             assert_eq!(found, (day_tokens, month_tokens), "{now:?}");
         }
-        assert_eq!((used.used_in_day(at(14, 6)), used.used_in_month(at(14, 6))), (0, u64::MAX));
-        assert_eq!(used.used_in_month(at(40, 7)), 0);
+        assert_eq!((used.used_in_day(at(14, 6)).tokens, used.used_in_month(at(14, 6)).tokens), (0, u64::MAX));
+        assert_eq!(used.used_in_month(at(40, 7)).tokens, 0);
         assert!(BudgetUse::default().is_empty() && !used.is_empty());
     }
 
@@ -193,8 +236,8 @@ mod tests {
     fn what_was_used_elsewhere_counts_if_it_was_in_the_same_window_or_a_later_one() {
         let used = |day, month, day_tokens, month_tokens| BudgetUse {
             windows: UtcWindows { day, month },
-            day_tokens,
-            month_tokens,
+            day: tokens(day_tokens),
+            month: WindowSums { cost_millionths: month_tokens, ..tokens(month_tokens) },
         };
         for (other, expected) in [
             (used(10, 5, 1, 2), used(10, 5, 11, 102)),
@@ -213,23 +256,42 @@ mod tests {
     #[test]
     fn what_is_known_of_a_window_only_rises_and_a_later_window_begins_anew() {
         let mut used = BudgetUse::default();
-        // The window, the tokens, whether anything changes, and what is known afterwards.
-        for (window, tokens, is_news, expected) in [
-            (10, 0, false, (0, 0)),
-            (10, 7, true, (10, 7)),
-            (10, 5, false, (10, 7)),
-            (10, 7, false, (10, 7)),
-            (9, 100, false, (10, 7)),
-            (10, 8, true, (10, 8)),
-            (11, 0, false, (10, 8)),
-            (11, 3, true, (11, 3)),
+        let sums = |tokens, cost_millionths| WindowSums { tokens, cost_millionths, ..WindowSums::default() };
+        // The window, the tokens and the cost, whether anything changes, and what is known afterwards.
+        for (window, at_least, is_news, expected) in [
+            (10, sums(0, 0), false, (0, sums(0, 0))),
+            (10, sums(7, 0), true, (10, sums(7, 0))),
+            (10, sums(5, 0), false, (10, sums(7, 0))),
+            (10, sums(0, 3), true, (10, sums(7, 3))),
+            (10, sums(7, 2), false, (10, sums(7, 3))),
+            (9, sums(100, 100), false, (10, sums(7, 3))),
+            (10, sums(8, 4), true, (10, sums(8, 4))),
+            (11, sums(0, 0), false, (10, sums(8, 4))),
+            (11, sums(0, 2), true, (11, sums(0, 2))),
         ] {
-            assert_eq!(
-                (used.raise_day(window, tokens), used.raise_month(window, tokens)),
-                (is_news, is_news)
-            );
-            assert_eq!((used.windows.day, used.day_tokens), expected);
-            assert_eq!((used.windows.month, used.month_tokens), expected);
+            let found = (used.raise_day(window, at_least), used.raise_month(window, at_least));
+            assert_eq!(found, (is_news, is_news), "{window} {at_least:?}");
+            assert_eq!((used.windows.day, used.day), expected);
+            assert_eq!((used.windows.month, used.month), expected);
+        }
+    }
+
+    #[test]
+    fn only_a_window_that_still_counts_is_reduced() {
+        let sums = |tokens, cost_millionths| WindowSums { tokens, cost_millionths, ..WindowSums::default() };
+        let windows = UtcWindows { day: 10, month: 5 };
+        // The time, what the day is reduced by, and what is left of it and of the month.
+        for (now, by, day, month) in [
+            (windows, sums(2, 0), sums(5, 4), sums(5, 4)),
+            (windows, sums(0, 3), sums(7, 1), sums(7, 1)),
+            (windows, sums(100, 100), sums(0, 0), sums(0, 0)),
+            (UtcWindows { day: 11, month: 5 }, sums(1, 1), sums(7, 4), sums(6, 3)),
+            (UtcWindows { day: 40, month: 6 }, sums(1, 1), sums(7, 4), sums(7, 4)),
+        ] {
+            let mut used = BudgetUse::of_both(sums(7, 4), windows);
+            used.reduce_day(by, now);
+            used.reduce_month(by, now);
+            assert_eq!((used.day, used.month), (day, month), "{now:?} {by:?}");
         }
     }
 
@@ -261,13 +323,13 @@ mod tests {
             additions.sort_unstable();
             let windows_of = |day: u64| UtcWindows::at(time("2026-01-01T00:00:00Z") + Duration::from_secs(day * 86_400));
             let mut used = BudgetUse::default();
-            for (count, (day, tokens)) in additions.iter().enumerate() {
+            for (count, (day, added)) in additions.iter().enumerate() {
                 let now = windows_of(*day);
-                used.add(*tokens, now);
+                used.add(tokens(*added), now);
                 let so_far = || additions[..=count].iter().map(|(day, tokens)| (windows_of(*day), *tokens));
                 let in_day = so_far().filter(|(at, _)| at.day == now.day).map(|(_, tokens)| tokens).sum::<u64>();
                 let in_month = so_far().filter(|(at, _)| at.month == now.month).map(|(_, tokens)| tokens).sum::<u64>();
-                prop_assert_eq!((used.used_in_day(now), used.used_in_month(now)), (in_day, in_month));
+                prop_assert_eq!((used.used_in_day(now).tokens, used.used_in_month(now).tokens), (in_day, in_month));
             }
         }
 
@@ -278,10 +340,11 @@ mod tests {
             let mut additions = additions;
             additions.sort_unstable_by_key(|(day, ..)| *day);
             let (mut all, mut here, mut elsewhere) = <(BudgetUse, BudgetUse, BudgetUse)>::default();
-            for (day, is_here, tokens) in additions {
+            for (day, is_here, added) in additions {
+                let added = WindowSums { without_cost: added / 2, provisioned: added / 3, ..tokens(added) };
                 let now = UtcWindows { day: 30 + day, month: 7 + day / 2 };
-                all.add(tokens, now);
-                if is_here { here.add(tokens, now) } else { elsewhere.add(tokens, now) }
+                all.add(added, now);
+                if is_here { here.add(added, now) } else { elsewhere.add(added, now) }
             }
             let mut reversed = elsewhere;
             reversed.merge(here);

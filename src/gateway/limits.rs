@@ -8,11 +8,12 @@ use http::Method;
 use super::Gateway;
 use super::ProcessState;
 use super::admitted_request::AdmittedRequest;
+use super::request_prices::{RequestPrices, cost_text};
 use super::requested_call::ParsedBody;
 use crate::admission::client::Client;
 use crate::admission::client_registry::ClientRegistry;
 use crate::admission::limits::{
-    Booking, Demand, LimitAnswer, LimitBooks, LimitKey, LimitKind, LimitReached, PredecessorShare,
+    Booking, Demand, LimitAnswer, LimitBooks, LimitKey, LimitKind, LimitReached, LimitUnit, PredecessorShare,
     Reservation,
 };
 use crate::azure::Operation;
@@ -48,6 +49,10 @@ impl Gateway {
         let Some(limiter) = &client.limiter else { return Ok(None) };
         let mut demand = demand_of(admitted, method, body.len() as u64);
         let (deployment, time) = (admitted.deployment.as_ref(), SystemTime::now());
+        if *method == Method::POST && limiter.limits_cost(deployment) {
+            let prices = self.request_prices.as_ref();
+            demand.rates = prices.map(|prices| prices.highest_rates(deployment, time));
+        }
         // Images and files have fewer tokens than text of that length.
         if body.len() >= MIN_DATA_BYTES
             && demand.prompt_bytes > 0
@@ -65,7 +70,7 @@ impl Gateway {
         };
         match reserved {
             Ok(reservation) => Ok(Some(Box::new(reservation))),
-            Err(reached) => Err(Box::new(limit_refusal(client, reached))),
+            Err(reached) => Err(Box::new(limit_refusal(client, reached, self.request_prices.as_ref()))),
         }
     }
 
@@ -90,14 +95,14 @@ impl Gateway {
         let Some(limiter) = client.and_then(|client| client.limiter.as_ref()) else {
             return LimitAnswer::Granted { id, reserved_at: [None; 2] };
         };
-        let (deployment, tokens) = (booking.scope.deployment(), booking.tokens);
+        let (deployment, amounts) = (booking.scope.deployment(), booking.amounts);
         let (now, time) = (Instant::now(), SystemTime::now());
         let accounts = &self.process_state.client_accounts;
         let reserved = match (accounts.keeper(), accounts.desk()) {
             (None, Some(desk)) => {
-                limiter.reserve_tokens_with_lease(desk, deployment.as_ref(), tokens, now, time).await
+                limiter.reserve_amounts_with_lease(desk, deployment.as_ref(), amounts, now, time).await
             }
-            (keeper, _) => limiter.reserve_tokens(keeper, deployment.as_ref(), tokens, now, time).await,
+            (keeper, _) => limiter.reserve_amounts(keeper, deployment.as_ref(), amounts, now, time).await,
         };
         match reserved {
             Ok(reservation) => LimitAnswer::Granted { id, reserved_at: share.hold(reservation).reserved_at },
@@ -128,6 +133,7 @@ pub(super) fn demand_of(admitted: &AdmittedRequest, method: &Method, body_bytes:
             max_output_tokens: facts.max_output_tokens,
             choices: facts.choices.unwrap_or(1),
             has_output: matches!(operation, Operation::Chat | Operation::Completions | Operation::Responses),
+            rates: None,
         },
         // Audio and images are not limited by a count of tokens that is known before.
         _ => Demand::default(),
@@ -135,29 +141,37 @@ pub(super) fn demand_of(admitted: &AdmittedRequest, method: &Method, body_bytes:
 }
 
 /// What a client is told that has reached a limit.
-fn limit_refusal(client: &Client, reached: LimitReached) -> LimitRefusal {
+fn limit_refusal(client: &Client, reached: LimitReached, prices: Option<&RequestPrices>) -> LimitRefusal {
     let LimitReached { key, limit, demand, wait } = reached;
     let name = client.name.as_ref().map_or("all clients", |name| name.as_str());
-    let (unit, demand_text) = match key.kind {
-        LimitKind::RequestsPerMinute => ("requests in 60 seconds", String::new()),
-        LimitKind::InFlight => ("requests at the same time", String::new()),
-        LimitKind::TokensPerMinute => ("tokens in 60 seconds", format!(" about {demand} tokens")),
-        LimitKind::TokensPerDay => ("tokens a day (UTC)", format!(" about {demand} tokens")),
-        LimitKind::TokensPerMonth => ("tokens a month (UTC)", format!(" about {demand} tokens")),
+    let time = match key.kind {
+        LimitKind::RequestsPerMinute | LimitKind::TokensPerMinute => "in 60 seconds",
+        LimitKind::InFlight => "at the same time",
+        LimitKind::TokensPerDay | LimitKind::CostPerDay => "a day (UTC)",
+        LimitKind::TokensPerMonth | LimitKind::CostPerMonth => "a month (UTC)",
     };
-    let reason = if key.kind.is_budget() && wait.is_some() {
+    let (limit, demand) = match key.kind.unit() {
+        LimitUnit::Requests => (format!("{limit} requests {time}"), None),
+        LimitUnit::Tokens => (format!("{limit} tokens {time}"), Some(format!("about {demand} tokens"))),
+        LimitUnit::Cost => {
+            let demand = format!("about {}", cost_text(demand, prices));
+            (format!("{} {time}", cost_text(limit, prices)), Some(demand))
+        }
+    };
+    let reason = if key.kind.window().is_some() && wait.is_some() {
         RefusalReason::InsufficientQuota
     } else {
         RefusalReason::RateLimitExceeded
     };
-    let message = match wait {
-        Some(_) if key.kind.counts_tokens() => format!(
-            "the limit {key} of {name} is reached: {limit} {unit}, and this request needs{demand_text}"
-        ),
-        Some(_) => format!("the limit {key} of {name} is reached: {limit} {unit}"),
-        None => format!(
-            "this request needs{demand_text}, and the limit {key} of {name} is {limit} {unit}: send a shorter prompt or a \
-             smaller max_tokens"
+    let message = match (wait, demand) {
+        (Some(_), Some(demand)) => {
+            format!("the limit {key} of {name} is reached: {limit}, and this request needs {demand}")
+        }
+        (Some(_), None) => format!("the limit {key} of {name} is reached: {limit}"),
+        (None, demand) => format!(
+            "this request needs {}, and the limit {key} of {name} is {limit}: send a shorter prompt or a smaller \
+             max_tokens",
+            demand.unwrap_or_default()
         ),
     };
     let mut refusal = Refusal::new(reason, message);

@@ -29,6 +29,7 @@ mod rates_keeper;
 mod records;
 mod rejections;
 mod request_affinity;
+mod request_prices;
 mod requested_call;
 mod resource_lookup;
 mod resources;
@@ -49,6 +50,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use self::model_list::ModelList;
 use self::pool_set::PoolSet;
+use self::request_prices::RequestPrices;
 use self::resources::{list_resources, resources_by_tag};
 use self::shared_lines::PoolWithQueue;
 use self::upstream_request::ApiVersions;
@@ -118,6 +120,8 @@ pub struct Gateway {
     breaker_config: config::BreakerConfig,
     record_config: Option<config::RecordConfig>,
     traces_config: Option<config::TracesConfig>,
+    /// `None` without `prices`.
+    request_prices: Option<RequestPrices>,
 }
 
 impl Gateway {
@@ -167,6 +171,7 @@ impl Gateway {
             breaker_config: config.breaker,
             record_config: config.record.clone(),
             traces_config: config.traces.clone(),
+            request_prices: RequestPrices::of(config),
             process_state,
         }
     }

@@ -58,6 +58,8 @@ pub struct ProcessState {
     pub homes_keeper: HomesKeeper,
     /// What clients have used of their budgets, in memory until they get a directory.
     pub budgets: BudgetBooks,
+    /// What the responses to clients have cost, in memory until it gets a directory.
+    pub costs: Arc<BudgetBooks>,
     /// Requests in progress: from the parsed head until both the record and the response are finished.
     pub requests_in_flight: AtomicUsize,
     /// Requests whose record is finished.
@@ -110,6 +112,8 @@ impl ProcessState {
         keyring: Keyring,
         homes: Arc<Homes>,
     ) -> Self {
+        let costs = Arc::new(BudgetBooks::of_costs());
+        recorder.metrics().costs.keep_in(Arc::<BudgetBooks>::clone(&costs));
         Self {
             health_registry: HealthRegistry::new(now),
             drains: Drains::default(),
@@ -122,6 +126,7 @@ impl ProcessState {
             homes_keeper: HomesKeeper::new(Arc::clone(&homes)),
             homes,
             budgets: BudgetBooks::default(),
+            costs,
             requests_in_flight: AtomicUsize::new(0),
             requests_finished: Arc::default(),
             shared: OnceLock::new(),
@@ -148,6 +153,7 @@ impl ProcessState {
         self.drains.restore(&opened, &self.health_registry, now);
         self.homes_keeper.restore(&opened);
         self.budgets.restore(&opened);
+        self.costs.restore(&opened);
         self.rates_keeper.restore(&opened, &self.client_accounts, now);
         self.join_instances(opened.ok());
     }
@@ -159,6 +165,7 @@ impl ProcessState {
         self.drains.take_over(&opened, &self.health_registry, now);
         self.homes_keeper.take_over(&opened, are_homes_told);
         self.budgets.restore(&opened);
+        self.costs.restore(&opened);
         self.rates_keeper.take_over(&opened);
         self.join_instances(opened.ok());
     }
@@ -219,13 +226,19 @@ impl ProcessState {
     }
 
     /// Releases the state directory for the successor. Afterwards this process reports learned homes with
-    /// `report_homes`, once the successor no longer follows them, and used budgets with `report_budgets`. It may wait
-    /// for a file that is being written.
-    pub fn release_state(&self, report_homes: ReportFunction, report_budgets: BudgetReport) {
+    /// `report_homes`, once the successor no longer follows them, and used budgets and costs with `report_budgets` and
+    /// `report_costs`. It may wait for a file that is being written.
+    pub fn release_state(
+        &self,
+        report_homes: ReportFunction,
+        report_budgets: BudgetReport,
+        report_costs: BudgetReport,
+    ) {
         self.leave_instances();
         self.drains.release_directory();
         self.rates_keeper.release_directory();
         self.homes_keeper.release_directory(report_homes);
         self.budgets.release_directory(report_budgets);
+        self.costs.release_directory(report_costs);
     }
 }

@@ -12,10 +12,10 @@ use log::error;
 use super::delivery;
 use super::exchange::{CapturePolicy, FinishedExchange};
 use super::line::RecordLine;
+use super::record_context::RecordContext;
 use super::sinks::jsonl::LineFile;
 use super::spool::{FrameBuffer, Spool};
 use super::traces::{AnswerFacts, Tracer};
-use super::writer::SharedWriterState;
 
 /// Where records go.
 pub(super) struct RecordAppender {
@@ -53,20 +53,20 @@ impl RecordAppender {
     /// if its trace is exported.
     pub(super) fn push(
         &mut self,
-        shared: &SharedWriterState,
+        context: &RecordContext,
         exchange: FinishedExchange,
         policy: CapturePolicy,
     ) {
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.push_record(shared, exchange, policy)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.push_record(context, exchange, policy)));
         if outcome.is_err() {
             error!("a record could not be made and is dropped: this is a bug in aoai-lb");
-            shared.metrics.count_records(delivery::SPOOL, "dropped", 1);
+            context.metrics.count_records(delivery::SPOOL, "dropped", 1);
         }
     }
 
     fn push_record(
         &mut self,
-        shared: &SharedWriterState,
+        context: &RecordContext,
         mut exchange: FinishedExchange,
         policy: CapturePolicy,
     ) {
@@ -74,13 +74,13 @@ impl RecordAppender {
             tracer.identify(&mut exchange);
             tracer.includes(&exchange)
         });
-        let redactor = shared.redactor.load();
-        let pricing = shared.pricing.load();
+        let redactor = context.redactor.load();
+        let pricing = context.pricing.load();
         let record = exchange.count_and_render_record(
             policy,
             &redactor,
-            &shared.metrics,
-            &shared.stored_usage,
+            &context.metrics,
+            &context.stored_usage,
             pricing.as_deref(),
         );
         if self.spool.is_some() {
@@ -93,11 +93,11 @@ impl RecordAppender {
     }
 
     /// Writes the records that were added since the last call. Those that cannot be written are lost and counted.
-    pub(super) fn write(&mut self, shared: &SharedWriterState) {
+    pub(super) fn write(&mut self, context: &RecordContext) {
         if self.frames.is_empty() {
             return;
         }
-        let delivered_to = self.deliver_at_once(shared);
+        let delivered_to = self.deliver_at_once(context);
         let Some(spool) = &mut self.spool else { return };
         let record_count = self.frames.record_count();
         let lost = if delivered_to.is_none() || self.has_other_sinks {
@@ -105,14 +105,14 @@ impl RecordAppender {
         } else {
             0
         };
-        shared.metrics.count_records(delivery::SPOOL, "dropped", lost);
-        shared.metrics.count_records(delivery::SPOOL, "written", record_count - lost);
+        context.metrics.count_records(delivery::SPOOL, "dropped", lost);
+        context.metrics.count_records(delivery::SPOOL, "written", record_count - lost);
         self.frames.clear();
     }
 
     /// Appends the records to the file of the JSON lines sink, unless older ones wait in the spool or somebody else
     /// has locked the file. Returns the sink's name if they are in the file.
-    fn deliver_at_once(&mut self, shared: &SharedWriterState) -> Option<&'static str> {
+    fn deliver_at_once(&mut self, context: &RecordContext) -> Option<&'static str> {
         let jsonl = self.jsonl.as_mut()?;
         if !jsonl.is_up_to_date && !self.spool.as_ref()?.is_delivered_to(delivery::JSONL) {
             return None;
@@ -124,7 +124,7 @@ impl RecordAppender {
         match locked.and_then(|locked| locked.append(self.frames.records())) {
             Ok(()) => {
                 jsonl.is_up_to_date = true;
-                shared.metrics.count_records(delivery::JSONL, "delivered", self.frames.record_count());
+                context.metrics.count_records(delivery::JSONL, "delivered", self.frames.record_count());
                 Some(delivery::JSONL)
             }
             Err(problem) => {
@@ -137,11 +137,11 @@ impl RecordAppender {
     }
 
     /// To be called every second or so: looks after the spool.
-    pub(super) fn maintain(&mut self, shared: &SharedWriterState) {
+    pub(super) fn maintain(&mut self, context: &RecordContext) {
         if let Some(spool) = &mut self.spool {
             spool.maintain(Instant::now());
         }
-        self.report_spool_failure(shared);
+        self.report_spool_failure(context);
     }
 
     /// To be called every now and then: looks for segments of processes that have ended.
@@ -157,9 +157,9 @@ impl RecordAppender {
     }
 
     /// Reports whether records can be written.
-    pub(super) fn report_spool_failure(&self, shared: &SharedWriterState) {
+    pub(super) fn report_spool_failure(&self, context: &RecordContext) {
         let Some(spool) = &self.spool else { return };
-        let deliveries = &shared.metrics.deliveries;
+        let deliveries = &context.metrics.deliveries;
         match spool.failure() {
             Some(problem) => deliveries.on_failed(delivery::SPOOL, problem, SystemTime::now()),
             None => deliveries.on_working(delivery::SPOOL),
@@ -167,12 +167,12 @@ impl RecordAppender {
     }
 
     /// Updates the metrics of the spool.
-    pub(super) fn publish_spool_metrics(&self, shared: &SharedWriterState) {
+    pub(super) fn publish_spool_metrics(&self, context: &RecordContext) {
         let Some(spool) = &self.spool else { return };
-        self.report_spool_failure(shared);
-        shared.metrics.set_spool_bytes(spool.undelivered_bytes());
+        self.report_spool_failure(context);
+        context.metrics.set_spool_bytes(spool.undelivered_bytes());
         for (sink, lost) in spool.take_lost_record_counts() {
-            shared.metrics.count_records(sink, "lost", lost);
+            context.metrics.count_records(sink, "lost", lost);
         }
     }
 

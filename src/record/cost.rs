@@ -41,7 +41,11 @@ impl Pricing {
             return ResponseCost::NotBilled;
         }
         let Some(backend) = &exchange.answering_backend else { return ResponseCost::Unknown };
-        if self.provisioned.contains(backend) && !exchange.was_spilled_by_azure {
+        let is_provisioned = self.provisioned.contains(backend) && !exchange.was_spilled_by_azure;
+        if exchange.makes_unfinished_object(capture) {
+            return if is_provisioned { ResponseCost::NotBilled } else { ResponseCost::BilledLater };
+        }
+        if is_provisioned {
             return ResponseCost::Provisioned;
         }
         let response = PricedResponse {
@@ -76,6 +80,8 @@ pub enum ResponseCost {
     Unknown,
     /// Nothing.
     NotBilled,
+    /// The response that shows the end of what it has begun has the cost.
+    BilledLater,
 }
 
 impl ResponseCost {
@@ -83,7 +89,7 @@ impl ResponseCost {
     pub fn amount(self) -> Option<Amount> {
         match self {
             Self::Known(amount) => Some(amount),
-            Self::Provisioned | Self::Unknown | Self::NotBilled => None,
+            Self::Provisioned | Self::Unknown | Self::NotBilled | Self::BilledLater => None,
         }
     }
 }

@@ -262,7 +262,7 @@ impl Metrics {
                 ),
             ),
             statistics: Statistics::default(),
-            costs: CostStatistics::new(SystemTime::now()),
+            costs: CostStatistics::default(),
             prompt_tokens: PromptTokenStatistics::new(Instant::now()),
             affinity_statistics: AffinityStatistics::new(Instant::now()),
             recent_trouble: RecentTrouble::default(),

@@ -20,6 +20,7 @@ mod missing_usage;
 pub mod prompt_tokens;
 mod queue;
 pub mod recent_trouble;
+mod record_context;
 pub mod redact;
 pub mod refusal_counts;
 pub mod render;

@@ -69,13 +69,14 @@ impl FinishedExchange {
         let is_completion_truncated =
             exceeds_limit || (policy.captures_completion && capture.is_text_truncated());
         let content_cut = self.is_content_dropped || is_prompt_truncated || is_completion_truncated;
-        self.settle_limits(capture.usage.as_ref(), capture.is_usage_estimated);
         let cost = pricing.map(|pricing| pricing.cost_of(self, &capture));
+        self.settle_limits(capture.usage.as_ref(), capture.is_usage_estimated, cost);
         metrics.record_exchange(self, capture.usage.as_ref(), cost);
         if log_enabled!(target: ACCESS_LOG_TARGET, Level::Info) {
             info!(target: ACCESS_LOG_TARGET, "{}", self.access_log_line(capture.usage.as_ref()));
         }
-        let usage_missing = self.why_usage_is_missing(capture.usage.as_ref());
+        let is_counted_later = self.makes_unfinished_object(&capture);
+        let usage_missing = self.why_usage_is_missing(capture.usage.as_ref()).filter(|_| !is_counted_later);
         let usage = capture.usage.unwrap_or_default();
         RecordLine {
             time: rfc3339_micros(self.received_at),

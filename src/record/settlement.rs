@@ -2,6 +2,7 @@
 
 use std::time::{Instant, SystemTime};
 
+use super::cost::ResponseCost;
 use super::exchange::{AttemptRecord, ExchangeOutcome, FinishedExchange};
 use crate::admission::limits::{Settlement, UsedTokens};
 use crate::azure::response::usage::TokenUsage;
@@ -12,9 +13,16 @@ const ERRORS_BEFORE_SENDING: [&str; 7] =
 
 impl FinishedExchange {
     /// Settles what the exchange has reserved, now that its tokens are known or never will be.
-    /// `is_estimated` says that the backend has reported no usage.
-    pub(super) fn settle_limits(&mut self, usage: Option<&TokenUsage>, is_estimated: bool) {
-        let used = usage.filter(|_| !self.fetches_stored_object()).map(used_tokens);
+    /// `is_estimated` says that the backend has reported no usage. `cost` is `None` without prices.
+    pub(super) fn settle_limits(
+        &mut self,
+        usage: Option<&TokenUsage>,
+        is_estimated: bool,
+        cost: Option<ResponseCost>,
+    ) {
+        // What an earlier request has begun counts as estimated for that one.
+        let (usage, cost) = if self.fetches_stored_object() { (None, None) } else { (usage, cost) };
+        let used = usage.map(used_tokens);
         if let Some(charge) = self.queue_charge.take() {
             match (&used, self.settlement_without_usage()) {
                 (Some(used), _) => charge.settle(used.counted(1000)),
@@ -29,13 +37,21 @@ impl FinishedExchange {
                 Some(used) => Settlement::Used(used),
                 None => self.settlement_without_usage(),
             };
+            match cost {
+                Some(ResponseCost::Known(amount)) => reservation.set_cost(amount.millionths()),
+                Some(ResponseCost::Provisioned | ResponseCost::NotBilled) => reservation.set_cost(0),
+                // If its tokens are not known either, it costs as much as estimated.
+                Some(ResponseCost::Unknown | ResponseCost::BilledLater) | None => {}
+            }
             reservation.settle(settlement, Instant::now(), SystemTime::now());
             return;
         }
         // A response of a realtime session, which has reserved nothing.
         let limiter = self.client.as_ref().and_then(|client| client.limiter.as_ref());
         if let (Some(limiter), Some(used)) = (limiter, used) {
-            limiter.add_used(self.requested_deployment.as_ref(), &used, Instant::now(), SystemTime::now());
+            let cost = cost.and_then(ResponseCost::amount).unwrap_or_default();
+            let (deployment, now) = (self.requested_deployment.as_ref(), Instant::now());
+            limiter.add_used(deployment, &used, cost.millionths(), now, SystemTime::now());
         }
     }
 

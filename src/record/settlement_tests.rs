@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use super::*;
 use crate::admission::client::Client;
-use crate::admission::limits::{Budget, ClientAccounts, ClientLimiter, Demand, LimitKind};
+use crate::admission::limits::{
+    Amounts, Budget, BudgetWindow, ClientAccounts, ClientLimiter, Demand, TokenRates,
+};
 use crate::config::{ClientLimits, LimitSet, LimitsConfig};
+use crate::money::Amount;
 use crate::names::{BackendName, DeploymentName};
 use crate::record::exchange::{AttemptRecord, WEBSOCKET_METHOD};
 use crate::record::testing::answered_exchange;
@@ -15,33 +18,37 @@ use ExchangeOutcome::{Answered, ClientGone, Failed, Refused};
 const ESTIMATE: u64 = 100;
 
 #[derive(Debug, Default)]
-struct MemoryBudget(Mutex<u64>);
+struct MemoryBudget(Mutex<Amounts>);
 
 impl Budget for MemoryBudget {
-    fn add(&self, tokens: u64, _now: SystemTime) {
-        *self.0.lock().unwrap() += tokens;
+    fn add(&self, amounts: Amounts, _now: SystemTime) {
+        let mut used = self.0.lock().unwrap();
+        *used = used.saturating_add(amounts);
     }
 
-    fn add_missing(&self, _kind: LimitKind, tokens: u64, now: SystemTime) {
-        self.add(tokens, now);
+    fn add_missing(&self, _window: BudgetWindow, amounts: Amounts, now: SystemTime) {
+        self.add(amounts, now);
     }
 
-    fn used(&self, _now: SystemTime) -> (u64, u64) {
-        let used = *self.0.lock().unwrap();
-        (used, used)
+    fn used(&self, _window: BudgetWindow, _now: SystemTime) -> Amounts {
+        *self.0.lock().unwrap()
     }
 
-    fn give_up(&self, _kind: LimitKind, _tokens: u64, _now: SystemTime) {}
+    fn give_up(&self, _window: BudgetWindow, _amounts: Amounts, _now: SystemTime) {}
 
-    fn note_others(&self, _kind: LimitKind, _window: u32, _tokens: u64) {}
+    fn note_others(&self, _window: BudgetWindow, _number: u32, _amounts: Amounts) {}
 
-    fn others(&self, _kind: LimitKind, _window: u32) -> u64 {
-        0
+    fn others(&self, _window: BudgetWindow, _number: u32) -> Amounts {
+        Amounts::default()
     }
 }
 
 fn limiter() -> Arc<ClientLimiter> {
-    let set = LimitSet { tokens_per_minute: Some(1000), tokens_per_day: Some(1000), ..LimitSet::default() };
+    limiter_of(LimitSet { tokens_per_minute: Some(1000), tokens_per_day: Some(1000), ..LimitSet::default() })
+}
+
+/// The limiter of a client with these limits, in total and for the deployment.
+fn limiter_of(set: LimitSet) -> Arc<ClientLimiter> {
     let limits = ClientLimits { total: set, deployments: BTreeMap::from([(deployment(), set)]) };
     let account = ClientAccounts::new(Instant::now()).find_or_create(None);
     let open_budget = |_: Option<&DeploymentName>| Arc::new(MemoryBudget::default()) as Arc<dyn Budget>;
@@ -81,8 +88,15 @@ fn usage(input: u64, output: u64) -> Option<TokenUsage> {
 
 /// An exchange that has reserved the estimate of a limiter.
 fn reserved_exchange(limiter: &Arc<ClientLimiter>) -> FinishedExchange {
-    let demand =
-        Demand { max_output_tokens: Some(ESTIMATE), choices: 1, has_output: true, ..Demand::default() };
+    // A token costs a millionth.
+    let rates = Some(TokenRates { input: None, output: Some(Amount::from_millionths(1_000_000)) });
+    let demand = Demand {
+        max_output_tokens: Some(ESTIMATE),
+        choices: 1,
+        has_output: true,
+        rates,
+        ..Demand::default()
+    };
     let reserved = limiter.reserve(Some(&deployment()), &demand, Instant::now(), SystemTime::now());
     FinishedExchange {
         requested_deployment: Some(deployment()),
@@ -153,11 +167,42 @@ fn what_counts_is_what_is_told_or_else_what_may_have_been_billed() {
             ..reserved_exchange(&limiter)
         };
         assert_eq!(counted(&limiter), ESTIMATE, "{case}");
-        exchange.settle_limits(told.as_ref(), false);
+        exchange.settle_limits(told.as_ref(), false, None);
         assert_eq!(counted(&limiter), expected, "{case}");
         assert!(exchange.reservation.is_none(), "{case}");
         drop(exchange);
         assert_eq!(counted(&limiter), expected, "{case}");
+    }
+}
+
+#[test]
+fn a_limit_by_cost_counts_the_known_cost_or_the_estimate_of_unknown_tokens() {
+    use ResponseCost::{BilledLater, Known, NotBilled, Provisioned, Unknown};
+    let known = Some(Known(Amount::from_millionths(77)));
+    for (method, told, cost, expected) in [
+        ("POST", usage(30, 12), known, 77),
+        ("POST", None, known, 77),
+        ("POST", usage(30, 12), Some(Provisioned), 0),
+        ("POST", None, Some(Provisioned), 0),
+        ("POST", None, Some(NotBilled), 0),
+        // Without a price.
+        ("POST", usage(30, 12), Some(Unknown), 0),
+        ("POST", None, Some(Unknown), ESTIMATE),
+        ("POST", None, Some(BilledLater), ESTIMATE),
+        ("POST", usage(30, 12), None, 0),
+        // The cost is that of an earlier request, which counts as estimated.
+        ("GET", usage(30, 12), known, 0),
+    ] {
+        let limiter =
+            limiter_of(LimitSet { cost_per_day: Some(Amount::from_millionths(1000)), ..LimitSet::default() });
+        let mut exchange = FinishedExchange { method: method.to_owned(), ..reserved_exchange(&limiter) };
+        exchange.settle_limits(told.as_ref(), false, cost);
+        let uses = limiter.uses(Instant::now(), SystemTime::now());
+        assert_eq!(
+            uses.iter().map(|limit| limit.used).collect::<Vec<_>>(),
+            [expected; 2],
+            "{method} {told:?} {cost:?}"
+        );
     }
 }
 
@@ -175,7 +220,7 @@ fn what_fetches_a_stored_object_uses_nothing() {
     ] {
         let limiter = limiter();
         let mut exchange = FinishedExchange { method: method.to_owned(), ..reserved_exchange(&limiter) };
-        exchange.settle_limits(told.as_ref(), false);
+        exchange.settle_limits(told.as_ref(), false, None);
         assert_eq!(counted(&limiter), expected, "{method} {told:?}");
     }
 }
@@ -212,12 +257,20 @@ fn a_response_of_a_session_counts_without_a_reservation() {
         method: WEBSOCKET_METHOD.to_owned(),
         ..answered_exchange()
     };
-    exchange().settle_limits(usage(30, 12).as_ref(), false);
+    exchange().settle_limits(usage(30, 12).as_ref(), false, None);
     assert_eq!(counted(&limiter), 42);
-    exchange().settle_limits(None, false);
-    FinishedExchange { method: "GET".to_owned(), ..exchange() }.settle_limits(usage(30, 12).as_ref(), false);
-    FinishedExchange { client: None, ..exchange() }.settle_limits(usage(30, 12).as_ref(), false);
+    exchange().settle_limits(None, false, None);
+    FinishedExchange { method: "GET".to_owned(), ..exchange() }.settle_limits(
+        usage(30, 12).as_ref(),
+        false,
+        None,
+    );
+    FinishedExchange { client: None, ..exchange() }.settle_limits(usage(30, 12).as_ref(), false, None);
     let without_limits = Some(Arc::new(Client::unrestricted()));
-    FinishedExchange { client: without_limits, ..exchange() }.settle_limits(usage(30, 12).as_ref(), false);
+    FinishedExchange { client: without_limits, ..exchange() }.settle_limits(
+        usage(30, 12).as_ref(),
+        false,
+        None,
+    );
     assert_eq!(counted(&limiter), 42);
 }

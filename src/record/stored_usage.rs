@@ -41,10 +41,7 @@ impl StoredUsage {
     pub(super) fn keep_first_count(&self, exchange: &FinishedExchange, capture: &mut ResponseCapture) {
         let object = capture.stored_object.as_ref();
         if !exchange.fetches_stored_object() {
-            if let Some(object) = object
-                && !object.has_ended
-                && capture.usage.is_none()
-            {
+            if let Some(object) = object.filter(|_| exchange.makes_unfinished_object(capture)) {
                 self.lock().insert(hash_of(exchange, &object.id));
             }
             return;
@@ -136,6 +133,12 @@ impl FinishedExchange {
         let is_cancellation = self.target.as_ref().is_some_and(|target| target.path.ends_with("/cancel"));
         let is_create = [Method::POST.as_str(), WEBSOCKET_METHOD].contains(&&*self.method);
         !is_create || is_cancellation
+    }
+
+    /// Whether the response begins an object whose tokens a later one shows.
+    pub(super) fn makes_unfinished_object(&self, capture: &ResponseCapture) -> bool {
+        let is_unfinished = capture.stored_object.as_ref().is_some_and(|object| !object.has_ended);
+        is_unfinished && capture.usage.is_none() && !self.fetches_stored_object()
     }
 }
 

@@ -21,6 +21,7 @@ use super::delivery::{self, Backlog};
 use super::exchange::{CapturePolicy, FinishedExchange};
 use super::metrics::Metrics;
 use super::queue::{Charge, Dropped, ExchangeQueue, QueuedExchange};
+use super::record_context::RecordContext;
 use super::redact::Redactor;
 use super::stored_usage::StoredUsage;
 use super::token_estimate::TokenEstimator;
@@ -59,15 +60,12 @@ pub struct RecordQueue {
 }
 
 /// What the threads that write records share.
-pub(super) struct SharedWriterState {
+struct SharedWriterState {
     queue: ExchangeQueue,
     appender: Mutex<RecordAppender>,
     /// `None` if no records are written.
     pace: Option<WritePace>,
-    pub(super) redactor: Arc<ArcSwap<Redactor>>,
-    pub(super) pricing: Arc<ArcSwapOption<Pricing>>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) stored_usage: StoredUsage,
+    context: RecordContext,
     dropped_records: AtomicU64,
     lightened_records: AtomicU64,
     is_overflowing: AtomicBool,
@@ -88,10 +86,12 @@ pub(super) fn start_writer(
         queue: ExchangeQueue::default(),
         appender: Mutex::new(appender),
         pace,
-        redactor: Arc::clone(redactor),
-        pricing: Arc::clone(pricing),
-        metrics: Arc::clone(metrics),
-        stored_usage: StoredUsage::default(),
+        context: RecordContext {
+            redactor: Arc::clone(redactor),
+            pricing: Arc::clone(pricing),
+            metrics: Arc::clone(metrics),
+            stored_usage: StoredUsage::default(),
+        },
         dropped_records: AtomicU64::new(0),
         lightened_records: AtomicU64::new(0),
         is_overflowing: AtomicBool::new(false),
@@ -147,7 +147,7 @@ impl RecordQueue {
 
     /// The stored objects whose tokens have not been counted.
     pub fn stored_usage(&self) -> &StoredUsage {
-        &self.shared.stored_usage
+        &self.shared.context.stored_usage
     }
 
     /// The exchanges whose records are not written yet.
@@ -189,7 +189,7 @@ impl SharedWriterState {
         policy: CapturePolicy,
     ) -> Result<(), Box<FinishedExchange>> {
         let Some(pace) = self.pace.as_ref().filter(|pace| pace.is_quick()) else { return Err(exchange) };
-        let max_bytes = match self.redactor.load().is_empty() {
+        let max_bytes = match self.context.redactor.load().is_empty() {
             true => MAX_IMMEDIATE_BYTES,
             false => MAX_IMMEDIATE_REDACTED_BYTES,
         };
@@ -200,9 +200,9 @@ impl SharedWriterState {
         if appender.is_closed() {
             return Err(exchange);
         }
-        appender.push(self, *exchange, policy);
+        appender.push(&self.context, *exchange, policy);
         let began = Instant::now();
-        appender.write(self);
+        appender.write(&self.context);
         pace.note_write(began);
         Ok(())
     }
@@ -214,16 +214,16 @@ impl SharedWriterState {
             return;
         }
         let dropped_count = records.len() as u64;
-        self.metrics.count_records(delivery::SPOOL, "without_content", lightened_count);
-        self.metrics.count_records(delivery::SPOOL, "dropped", dropped_count);
+        self.context.metrics.count_records(delivery::SPOOL, "without_content", lightened_count);
+        self.context.metrics.count_records(delivery::SPOOL, "dropped", dropped_count);
         self.lightened_records.fetch_add(lightened_count, Ordering::Relaxed);
         self.dropped_records.fetch_add(dropped_count, Ordering::Relaxed);
         for record in records {
             let (mut exchange, ..) = record.into_parts();
             let (usage, is_estimated) = exchange.known_usage().unzip();
-            exchange.settle_limits(usage.as_ref(), is_estimated.unwrap_or_default());
-            let cost = self.pricing.load().as_ref().map(|pricing| pricing.cost_of_parsed(&exchange));
-            self.metrics.record_exchange(&exchange, usage.as_ref(), cost);
+            let cost = self.context.pricing.load().as_ref().map(|pricing| pricing.cost_of_parsed(&exchange));
+            exchange.settle_limits(usage.as_ref(), is_estimated.unwrap_or_default(), cost);
+            self.context.metrics.record_exchange(&exchange, usage.as_ref(), cost);
         }
         if !self.is_overflowing.swap(true, Ordering::Relaxed) {
             let client = largest_client.map_or_else(String::new, |name| format!(", first those of {name}"));
@@ -263,7 +263,7 @@ fn prepare_slow_records(shared: &SharedWriterState, writer: &Thread) {
             }
         };
         let max_tokenized_bytes = max_tokenized_bytes(shared.queue.slow_count());
-        let (policy, redactor) = (queued.policy, shared.redactor.load());
+        let (policy, redactor) = (queued.policy, shared.context.redactor.load());
         // A panic of a parser over a client's text must not end all recording.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             queued.exchange.prepare_content(policy, &redactor, &mut estimator, max_tokenized_bytes);
@@ -295,17 +295,17 @@ fn write_queued_records(shared: &SharedWriterState) {
     let mut taken = Vec::new();
     let mut last_orphan_scan = Instant::now();
     let mut last_maintenance = Instant::now();
-    shared.lock_appender().report_spool_failure(shared);
+    shared.lock_appender().report_spool_failure(&shared.context);
     loop {
         if last_orphan_scan.elapsed() >= ORPHAN_SCAN_INTERVAL {
             last_orphan_scan = Instant::now();
             let mut appender = shared.lock_appender();
             appender.adopt_orphans();
-            appender.publish_spool_metrics(shared);
+            appender.publish_spool_metrics(&shared.context);
         }
         if last_maintenance.elapsed() >= SPOOL_MAINTENANCE_INTERVAL {
             last_maintenance = Instant::now();
-            shared.lock_appender().maintain(shared);
+            shared.lock_appender().maintain(&shared.context);
         }
         shared.queue.take_ready(MAX_BATCH_BYTES, &mut taken);
         if taken.is_empty() {
@@ -323,12 +323,12 @@ fn write_queued_records(shared: &SharedWriterState) {
         let mut appender = shared.lock_appender();
         for queued in taken.drain(..) {
             let (exchange, policy, written_sender, charge) = queued.into_parts();
-            appender.push(shared, *exchange, policy);
+            appender.push(&shared.context, *exchange, policy);
             charges.push(charge);
             written_senders.extend(written_sender);
         }
         let began = Instant::now();
-        appender.write(shared);
+        appender.write(&shared.context);
         if let Some(pace) = &shared.pace {
             pace.note_write(began);
         }
@@ -337,7 +337,7 @@ fn write_queued_records(shared: &SharedWriterState) {
             let _ = sender.send(());
         });
         shared.queue.release(&mut charges);
-        appender.publish_spool_metrics(shared);
+        appender.publish_spool_metrics(&shared.context);
         drop(appender);
         shared.log_queue_recovery();
     }

@@ -152,6 +152,7 @@ pub(super) fn close_recorder(process: &ProcessState) {
     process.recorder.shut_down();
     // After the last records, with which limits are settled.
     process.budgets.close();
+    process.costs.close();
     process.rates_keeper.close(&process.client_accounts, Instant::now());
     if let Some(reporter) = process.limit_reporter.get() {
         reporter.close();

@@ -30,7 +30,7 @@ use super::notify;
 use super::shutdown::RelatedProcesses;
 use super::upgrade::{
     ControlChannel, ControlCommand, HandoverError, PredecessorRole, ProcessSet, accept_stop, report_budgets,
-    report_homes, tell_successor_to_stop, wait_for_serving_and_report,
+    report_costs, report_homes, tell_successor_to_stop, wait_for_serving_and_report,
 };
 use crate::gateway::ProcessState;
 use crate::state::budget_log::BudgetEntry;
@@ -146,10 +146,12 @@ impl SignalHandler {
         let homes_path = upgrade_socket_path.to_owned();
         let budgets_path = homes_path.clone();
         let report_homes = Box::new(move |homes: &[u8]| report_homes(&homes_path, homes));
+        let costs_path = upgrade_socket_path.to_owned();
         let report_budgets =
             Box::new(move |additions: &[BudgetEntry]| report_budgets(&budgets_path, additions));
+        let report_costs = Box::new(move |additions: &[BudgetEntry]| report_costs(&costs_path, additions));
         // It may wait for a file that is being written.
-        let release = move || process.release_state(report_homes, report_budgets);
+        let release = move || process.release_state(report_homes, report_budgets, report_costs);
         let _ = spawn_blocking(release).await;
     }
 

@@ -1,4 +1,5 @@
-//! The log of used budgets in the state directory: what each client has used in a day and in a month.
+//! The log of used budgets in the state directory: what each client has used in a day and in a month. The log of costs
+//! has the same form.
 //!
 //! A line with the version, then a line of JSON for each change. A line tells all that was used, not what was
 //! added, and the last one of a client and deployment counts: a log may be read twice, and end early.
@@ -9,8 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{ClientName, DeploymentName, DeploymentNameError};
 
-/// The name of the file.
+/// The file with what clients have used of their budgets.
 pub const FILE_NAME: &str = "budgets.log";
+/// The file with what the responses to clients have cost.
+pub const COSTS_FILE_NAME: &str = "costs.log";
 /// The version of its format.
 const VERSION: u64 = 1;
 /// The longest line that is read.
@@ -32,10 +35,41 @@ pub struct BudgetEntry {
     pub month: u32,
     /// The tokens of this month.
     pub month_tokens: u64,
+    /// The costs of this day. Earlier versions have none.
+    pub day_costs: CostCounts,
+    /// The costs of this month.
+    pub month_costs: CostCounts,
     /// The tokens of the other instances in this day, when that was last known.
     pub others_day_tokens: u64,
     /// The tokens of the other instances in this month, when that was last known.
     pub others_month_tokens: u64,
+    /// The costs of the other instances in this day, when that was last known.
+    pub others_day_costs: CostCounts,
+    /// The costs of the other instances in this month, when that was last known.
+    pub others_month_costs: CostCounts,
+}
+
+/// What responses cost, and how many of them have no cost of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CostCounts {
+    /// In millionths of the currency.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub millionths: u64,
+    /// Responses that are part of what their backend costs by the hour.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub provisioned: u64,
+    /// Responses whose cost is not known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unknown: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+fn is_nothing(costs: &CostCounts) -> bool {
+    *costs == CostCounts::default()
 }
 
 /// What a log has besides its entries.
@@ -75,15 +109,18 @@ struct Line {
     day_tokens: u64,
     month: u32,
     month_tokens: u64,
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    day_costs: CostCounts,
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    month_costs: CostCounts,
     #[serde(default, skip_serializing_if = "is_zero")]
     others_day_tokens: u64,
     #[serde(default, skip_serializing_if = "is_zero")]
     others_month_tokens: u64,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_zero(number: &u64) -> bool {
-    *number == 0
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    others_day_costs: CostCounts,
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    others_month_costs: CostCounts,
 }
 
 impl TryFrom<Line> for BudgetEntry {
@@ -97,8 +134,12 @@ impl TryFrom<Line> for BudgetEntry {
             day_tokens: line.day_tokens,
             month: line.month,
             month_tokens: line.month_tokens,
+            day_costs: line.day_costs,
+            month_costs: line.month_costs,
             others_day_tokens: line.others_day_tokens,
             others_month_tokens: line.others_month_tokens,
+            others_day_costs: line.others_day_costs,
+            others_month_costs: line.others_month_costs,
         })
     }
 }
@@ -112,8 +153,12 @@ impl From<BudgetEntry> for Line {
             day_tokens: entry.day_tokens,
             month: entry.month,
             month_tokens: entry.month_tokens,
+            day_costs: entry.day_costs,
+            month_costs: entry.month_costs,
             others_day_tokens: entry.others_day_tokens,
             others_month_tokens: entry.others_month_tokens,
+            others_day_costs: entry.others_day_costs,
+            others_month_costs: entry.others_month_costs,
         }
     }
 }
@@ -186,8 +231,12 @@ mod tests {
             day_tokens: tokens,
             month: 24_322,
             month_tokens: tokens.saturating_mul(2),
+            day_costs: CostCounts::default(),
+            month_costs: CostCounts::default(),
             others_day_tokens: 0,
             others_month_tokens: 0,
+            others_day_costs: CostCounts::default(),
+            others_month_costs: CostCounts::default(),
         }
     }
 
@@ -206,32 +255,55 @@ mod tests {
 
     fn any_entry() -> impl Strategy<Value = BudgetEntry> {
         let names = (proptest::option::of(any::<String>()), proptest::option::of("[A-Za-z0-9_-]{1,64}"));
-        (names, any::<(u32, u64, u32, u64)>(), any::<(u64, u64)>()).prop_map(
-            |((client, deployment), (day, day_tokens, month, month_tokens), others)| BudgetEntry {
-                client: client.as_deref().map(ClientName::new),
-                deployment: deployment.map(|name| DeploymentName::parse(&name).unwrap()),
-                day,
-                day_tokens,
-                month,
-                month_tokens,
-                others_day_tokens: others.0,
-                others_month_tokens: others.1,
+        let costs = any::<[(u64, u64, u64); 4]>();
+        (names, any::<(u32, u64, u32, u64)>(), any::<(u64, u64)>(), costs).prop_map(
+            |((client, deployment), (day, day_tokens, month, month_tokens), others, costs)| {
+                let [day_costs, month_costs, others_day_costs, others_month_costs] =
+                    costs.map(|(millionths, provisioned, unknown)| CostCounts {
+                        millionths,
+                        provisioned,
+                        unknown,
+                    });
+                BudgetEntry {
+                    client: client.as_deref().map(ClientName::new),
+                    deployment: deployment.map(|name| DeploymentName::parse(&name).unwrap()),
+                    day,
+                    day_tokens,
+                    month,
+                    month_tokens,
+                    day_costs,
+                    month_costs,
+                    others_day_tokens: others.0,
+                    others_month_tokens: others.1,
+                    others_day_costs,
+                    others_month_costs,
+                }
             },
         )
     }
 
     #[test]
     fn the_text_is_that_of_earlier_versions() {
+        let costs = |millionths, unknown| CostCounts { millionths, provisioned: 0, unknown };
+        let priced = BudgetEntry { day_costs: costs(5, 0), month_costs: costs(9, 1), ..entry(None, None, 0) };
         let shared =
             BudgetEntry { others_day_tokens: 3, others_month_tokens: 5, ..entry(Some("b"), None, 1) };
-        let text = written(&[entry(Some("team-a"), Some("gpt-4o"), 7), entry(None, None, 0), shared]);
+        let shared_costs =
+            BudgetEntry { others_day_costs: costs(4, 0), others_month_costs: costs(6, 0), ..shared.clone() };
+        let entries =
+            [entry(Some("team-a"), Some("gpt-4o"), 7), entry(None, None, 0), priced, shared, shared_costs];
+        let text = written(&entries);
         let expected = concat!(
             "{\"budgets_version\":1}\n",
             r#"{"client":"team-a","deployment":"gpt-4o","day":20783,"day_tokens":7,"month":24322,"month_tokens":14}"#,
             "\n",
             r#"{"client":null,"deployment":null,"day":20783,"day_tokens":0,"month":24322,"month_tokens":0}"#,
             "\n",
+            r#"{"client":null,"deployment":null,"day":20783,"day_tokens":0,"month":24322,"month_tokens":0,"day_costs":{"millionths":5},"month_costs":{"millionths":9,"unknown":1}}"#,
+            "\n",
             r#"{"client":"b","deployment":null,"day":20783,"day_tokens":1,"month":24322,"month_tokens":2,"others_day_tokens":3,"others_month_tokens":5}"#,
+            "\n",
+            r#"{"client":"b","deployment":null,"day":20783,"day_tokens":1,"month":24322,"month_tokens":2,"others_day_tokens":3,"others_month_tokens":5,"others_day_costs":{"millionths":4},"others_month_costs":{"millionths":6}}"#,
             "\n",
         );
         assert_eq!(String::from_utf8(text).unwrap(), expected);

@@ -24,6 +24,7 @@ mod cli;
 mod client_tokens;
 mod config_files;
 mod connections;
+mod cost_limits;
 mod credential_leaks;
 mod credentials;
 mod demo;

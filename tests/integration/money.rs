@@ -4,6 +4,7 @@
 use crate::support;
 
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aoai_lb::demo::{DeploymentKind, Mood, SimulatedResource, Simulator};
 use serde_json::{Value, json};
@@ -253,4 +254,37 @@ async fn what_a_provisioned_backend_answers_costs_a_share_and_what_leaves_it_say
     assert!(rows[1].starts_with("gpt-4o,throttled,paid,2,"), "{csv}");
     assert!(rows[2].starts_with("gpt-4o,drained,paid,1,"), "{csv}");
     assert_eq!(rows.len(), 3, "{csv}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_background_response_costs_once_in_the_record_that_shows_its_end() {
+    let polls = AtomicUsize::new(0);
+    let upstream = ScriptedUpstream::start(move |request| {
+        let state = match () {
+            () if request.head.starts_with("POST") => r#""status":"queued","usage":null"#,
+            () if polls.fetch_add(1, Ordering::Relaxed) == 0 => r#""status":"in_progress","usage":null"#,
+            () => {
+                r#""status":"completed","usage":{"input_tokens":100,"output_tokens":50,"total_tokens":150}"#
+            }
+        };
+        let body = format!(r#"{{"id":"resp_1","object":"response","model":"m","output":[],{state}}}"#);
+        complete_response(200, "Content-Type: application/json", &body)
+    })
+    .await;
+    let prices = "prices: { currency: USD, rows: [ { model: m, input: 1000, output: 1000 } ] }\n";
+    let balancer = Balancer::start(&upstream.backend_yaml("a"), prices).await;
+    let created = post(&balancer, RESPONSES, &json!({"model": "m", "input": "x", "background": true})).await;
+    assert_eq!(created.status, 200, "{}", created.text());
+    let key = [("api-key", CLIENT_KEY)];
+    for _ in 0..3 {
+        assert_eq!(balancer.connect().await.get(&format!("{RESPONSES}/resp_1"), &key).await.status, 200);
+    }
+    let records = balancer.wait_for_records(4).await;
+    let costs: Vec<_> = records.iter().map(|record| record["cost"].as_f64()).collect();
+    assert_eq!(costs, [None, None, Some(0.15), None]);
+    assert!(records.iter().all(|record| record["usage_missing"].is_null()), "{records:#?}");
+    let csv = usage(&balancer, &["--cost", "--by", "client"]);
+    assert!(csv.ends_with("\nteam-a,4,100,50,0,0,150,0.15,0\n"), "{csv}");
+    let month = &balancer.status().await["costs"]["clients"][0]["month"];
+    assert_eq!(month, &json!({ "cost": "0.15", "provisioned": 0, "without_cost": 0 }));
 }

@@ -101,7 +101,7 @@ async fn how_far_a_client_uses_its_limits_is_told_everywhere_and_ends_with_a_rel
         let rate = json!({ "limit": "requests_per_minute", "value": 5, "used": used, "remaining": 5 - used });
         let own = json!({ "limit": "deployments.gpt-4o.in_flight", "value": 7, "used": 0, "remaining": 7 });
         let client = json!({ "client": "team-a", "class": "standard", "limits": [rate, own] });
-        json!({ "mode": "enforce", "budgets_not_saved": null, "clients": [client] })
+        json!({ "mode": "enforce", "budgets_not_saved": null, "currency": null, "clients": [client] })
     };
     assert_eq!(balancer.status().await["limits"], used(0));
     for _ in 0..4 {

@@ -17,5 +17,7 @@ function showCosts(status) {
   });
   setVisible($('cost-table'), shown.length > 0);
   setVisible($('cost-note'), costs !== null);
-  setText($('cost-note'), costs === null ? '' : `Costs are in ${nonEmptyText(costs.currency) ?? 'an unknown currency'}, of the requests that arrived today and in this month (UTC), counted since ${nonEmptyText(costs.since) ?? 'an unknown time'}.`);
+  const notes = [`Costs are in ${nonEmptyText(costs?.currency) ?? 'an unknown currency'}, of the requests that arrived today and in this month (UTC).`];
+  if (nonEmptyText(costs?.not_saved)) notes.push(`The sums are forgotten when this process ends: ${costs.not_saved}`);
+  setText($('cost-note'), costs === null ? '' : notes.join(' '));
 }

@@ -13,6 +13,8 @@ const dateFormat = new Intl.DateTimeFormat('en', { dateStyle: 'medium' });
 /** No count is below zero: a quota may be overdrawn, and then nothing is left. */
 const atLeastZero = x => isKnown(x) ? Math.max(0, x) : null;
 const formatCount = x => isKnown(x) ? integerFormat.format(Math.max(0, x)) : '–';
+const amountFormat = new Intl.NumberFormat('en', { maximumFractionDigits: 6 });
+const formatAmount = x => isKnown(x) ? amountFormat.format(Math.max(0, x)) : '–';
 const formatCompact = x => isKnown(x) ? compactFormat.format(Math.max(0, x)) : '–';
 const formatPercent = x => isKnown(x) ? (x > 0 && x < 0.01 ? '< 1 %' : `${Math.round(Math.max(0, x) * 100)} %`) : '–';
 const formatMillis = x => !isKnown(x) ? '–' : x < 1000 ? `${x > 0 && x < 1 ? x : Math.round(Math.max(0, x))} ms` : x < 600000 ? `${(x / 1000).toFixed(x < 9950 ? 1 : 0)} s` : formatDuration(x / 1000);

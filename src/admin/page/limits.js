@@ -13,9 +13,10 @@ function showLimits(status) {
     setText(f.name, nonEmptyText(client.client) ?? 'all clients');
     setText(f.limit, nonEmptyText(limit.limit) ?? 'unnamed');
     setText(f.class, nonEmptyText(client.class) ?? '–');
-    setNumber(f.used, limit.used);
-    setText(f.value, formatCount(limit.value));
-    setNumber(f.remaining, limit.remaining);
+    const format = /(^|\.)cost_per_/.test(limit.limit ?? '') ? formatAmount : formatCount;
+    setNumber(f.used, limit.used, format);
+    setText(f.value, format(limit.value));
+    setNumber(f.remaining, limit.remaining, format);
     // Rounded down, so that 100 % means that nothing is left.
     const percent = share === null ? '–' : `${formatCount(Math.floor(share * 100))} %`;
     setBadge(f.share, share >= 1 ? [LEVEL_SIGNS.warn, percent, 'warn'] : share >= CLOSE_SHARE ? [LEVEL_SIGNS.note, percent, 'note'] : ['', percent, 'ok']);
@@ -23,6 +24,7 @@ function showLimits(status) {
   setVisible($('limit-table'), shown.length > 0);
   setVisible($('limits-note'), all.length > 0);
   const notes = [LIMIT_MODES.get(limits?.mode)];
+  if (nonEmptyText(limits?.currency)) notes.push(`Limits by cost are in ${limits.currency}.`);
   if (nonEmptyText(limits?.budgets_not_saved)) notes.push(`The use of budgets is forgotten when this process ends: ${limits.budgets_not_saved}`);
   setText($('limits-note'), textsIn(notes).join(' '));
 }

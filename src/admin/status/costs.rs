@@ -4,17 +4,17 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::admin::wall_clock::format_rfc3339;
 use crate::record::Recorder;
 use crate::record::cost_statistics::CostSum;
 
-/// What responses cost since the start of the process.
+/// What responses cost.
 #[derive(Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names say it; the README has them")]
 pub struct CostsStatus {
     pub currency: String,
-    /// When this process began to count: the sums have nothing of the time before.
-    pub since: String,
+    /// Why the sums are forgotten when the process ends, if they are.
+    #[serde(default)]
+    pub not_saved: Option<String>,
     /// Those that have a cost in this month.
     pub clients: Vec<ClientCostStatus>,
 }
@@ -47,17 +47,17 @@ impl From<CostSum> for CostSumStatus {
     }
 }
 
-/// The sums of all clients; `None` without prices.
-pub(in crate::admin) fn costs_status(recorder: &Recorder, now: SystemTime) -> Option<CostsStatus> {
+/// The sums of all clients; `None` without prices. `not_saved` is why they are forgotten when the process ends.
+pub(in crate::admin) fn costs_status(
+    recorder: &Recorder,
+    not_saved: Option<String>,
+    now: SystemTime,
+) -> Option<CostsStatus> {
     let costs = &recorder.metrics().costs;
     let clients = costs.snapshot(now).into_iter().map(|costs| ClientCostStatus {
         client: costs.client.map(|name| name.to_string()),
         today: costs.today.into(),
         month: costs.month.into(),
     });
-    Some(CostsStatus {
-        currency: recorder.currency()?,
-        since: format_rfc3339(costs.started_at),
-        clients: clients.collect(),
-    })
+    Some(CostsStatus { currency: recorder.currency()?, not_saved, clients: clients.collect() })
 }

@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::admission::client_registry::ClientRegistry;
-use crate::admission::limits::LimitUse;
+use crate::admission::limits::{LimitUse, ShownAmount};
 
 /// How many clients are listed at most: those that are closest to a limit.
 const MAX_LISTED_CLIENTS: usize = 500;
@@ -18,6 +18,9 @@ pub struct LimitsStatus {
     pub mode: String,
     /// Why the use of budgets is forgotten when the process ends, if it is; `null` if no client has a budget.
     pub budgets_not_saved: Option<String>,
+    /// The currency of limits by cost; `null` if no client has one.
+    #[serde(default)]
+    pub currency: Option<String>,
     /// The clients that have limits, the one that is closest to a limit first.
     pub clients: Vec<LimitedClient>,
 }
@@ -38,27 +41,39 @@ pub struct LimitedClient {
 pub struct LimitUsage {
     /// The key of the limit, such as `tokens_per_minute` or `deployments.gpt-4o.tokens_per_minute`.
     pub limit: String,
-    pub value: u64,
+    /// A limit by cost is a decimal number in the currency of the prices, as are the other two.
+    pub value: ShownAmount,
     /// Including what requests in progress have reserved. It may be more than the value.
-    pub used: u64,
-    pub remaining: u64,
+    pub used: ShownAmount,
+    pub remaining: ShownAmount,
 }
 
 impl LimitUsage {
     /// How much of it is used, in whole per cent. It is 100 or more only if nothing is left.
     pub fn used_percent(&self) -> u64 {
-        let percent = u128::from(self.used) * 100 / u128::from(self.value.max(1));
+        let (value, used) = (whole_number(self.value), whole_number(self.used));
+        let percent = u128::from(used) * 100 / u128::from(value.max(1));
         u64::try_from(percent).unwrap_or(u64::MAX)
+    }
+}
+
+/// An amount in whole numbers of its smallest part: of requests, of tokens, or of millionths of the currency.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast of a float saturates")]
+fn whole_number(amount: ShownAmount) -> u64 {
+    match amount {
+        ShownAmount::Count(count) => count,
+        ShownAmount::Money(amount) => (amount * 1e6).round() as u64,
     }
 }
 
 impl From<LimitUse> for LimitUsage {
     fn from(limit: LimitUse) -> Self {
+        let shown = |amount| limit.key.kind.shown(amount);
         Self {
             limit: limit.key.to_string(),
-            value: limit.limit,
-            used: limit.used,
-            remaining: limit.remaining(),
+            value: shown(limit.limit),
+            used: shown(limit.used),
+            remaining: shown(limit.remaining()),
         }
     }
 }
@@ -70,11 +85,12 @@ impl LimitedClient {
     }
 }
 
-/// How far these clients use their limits; `None` if none has limits. `budgets_not_saved` tells why the use of budgets
-/// does not outlive the process.
+/// How far these clients use their limits; `None` if none has limits. `budgets_not_saved` returns why the use of budgets
+/// does not outlive the process, and `currency` that of the prices.
 pub(in crate::admin) fn limits_status(
     clients: &ClientRegistry,
     budgets_not_saved: impl FnOnce() -> Option<String>,
+    currency: impl FnOnce() -> Option<String>,
     now: Instant,
     wall_now: SystemTime,
 ) -> Option<LimitsStatus> {
@@ -82,6 +98,7 @@ pub(in crate::admin) fn limits_status(
         || clients.all_clients().iter().filter_map(|client| Some((client, client.limiter.as_ref()?)));
     let mode = limited().next()?.1.mode();
     let has_budgets = limited().any(|(_, limiter)| limiter.has_budgets());
+    let has_costs = limited().any(|(_, limiter)| limiter.has_cost_limits());
     let mut clients: Vec<LimitedClient> = limited()
         .map(|(client, limiter)| LimitedClient {
             client: client.name.as_ref().map(ToString::to_string),
@@ -94,6 +111,7 @@ pub(in crate::admin) fn limits_status(
     Some(LimitsStatus {
         mode: mode.as_str().to_owned(),
         budgets_not_saved: has_budgets.then(budgets_not_saved).flatten(),
+        currency: has_costs.then(currency).flatten(),
         clients,
     })
 }
@@ -109,8 +127,9 @@ mod tests {
 
     fn status(clients: &TestClients) -> Value {
         let not_saved = || Some("disk full".to_owned());
-        serde_json::to_value(limits_status(&clients.registry, not_saved, clients.now, clients.wall_now))
-            .unwrap()
+        let currency = || Some("USD".to_owned());
+        let limits = limits_status(&clients.registry, not_saved, currency, clients.now, clients.wall_now);
+        serde_json::to_value(limits).unwrap()
     }
 
     #[test]
@@ -133,7 +152,7 @@ clients:
         ];
         assert_eq!(
             status(&clients),
-            json!({ "mode": "enforce", "budgets_not_saved": "disk full", "clients": [
+            json!({ "mode": "enforce", "budgets_not_saved": "disk full", "currency": null, "clients": [
                 { "client": "busy", "class": "batch", "limits": busy },
                 { "client": "idle", "class": "standard", "limits": [limit("in_flight", 2, 0, 2)] },
             ] })
@@ -141,12 +160,36 @@ clients:
         clients.reload("limits: { mode: observe, default: { tokens_per_minute: 5 } }\nclients: open");
         assert_eq!(
             status(&clients),
-            json!({ "mode": "observe", "budgets_not_saved": null, "clients": [
+            json!({ "mode": "observe", "budgets_not_saved": null, "currency": null, "clients": [
                 { "client": null, "class": "standard", "limits": [limit("tokens_per_minute", 5, 0, 5)] },
             ] })
         );
         clients.reload("clients: open");
         assert_eq!(status(&clients), Value::Null);
+    }
+
+    #[test]
+    fn limits_by_cost_are_in_the_currency() {
+        let clients = TestClients::new(&format!(
+            "
+prices: {{ currency: USD, rows: [ {{ model: m, input: 1 }} ] }}
+clients:
+  - {{ name: a, {KEY}1 }} ], limits: {{ cost_per_day: 0.5, cost_per_month: 2.00, in_flight: 4 }} }}
+"
+        ));
+        clients.add_cost("a", &tokens(10), 700_001);
+        let limit = |limit: &str, value: Value, used: Value, remaining: Value| json!({ "limit": limit, "value": value, "used": used, "remaining": remaining });
+        let limits = [
+            limit("cost_per_day", json!(0.5), json!(0.700_001), json!(0.0)),
+            limit("cost_per_month", json!(2.0), json!(0.700_001), json!(1.299_999)),
+            limit("in_flight", json!(4), json!(0), json!(4)),
+        ];
+        assert_eq!(
+            status(&clients),
+            json!({ "mode": "enforce", "budgets_not_saved": "disk full", "currency": "USD", "clients": [
+                { "client": "a", "class": "standard", "limits": limits },
+            ] })
+        );
     }
 
     #[test]
@@ -160,8 +203,14 @@ clients:
             (10, 25, 250),
             (1, u64::MAX, u64::MAX),
         ] {
-            let usage = LimitUsage { limit: String::new(), value, used, remaining: 0 };
-            assert_eq!(usage.used_percent(), percent, "{used} of {value}");
+            let usage = |value, used| LimitUsage { limit: String::new(), value, used, remaining: value };
+            let counts = usage(ShownAmount::Count(value), ShownAmount::Count(used));
+            assert_eq!(counts.used_percent(), percent, "{used} of {value}");
         }
+        let money = |value, used| {
+            let [value, used, remaining] = [value, used, 0.0].map(ShownAmount::Money);
+            LimitUsage { limit: String::new(), value, used, remaining }.used_percent()
+        };
+        assert_eq!([money(0.1, 0.099_999), money(0.3, 0.3), money(1.0, 2.5)], [99, 100, 250]);
     }
 }

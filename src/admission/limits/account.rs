@@ -8,7 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use super::budget::{Budget, used_in_window, window_of};
+use super::amounts::Amounts;
+use super::budget::Budget;
 use super::keeper_link::KeeperLink;
 use super::leases::{LeaseDesk, Leases, ReportRequest, ReportState};
 use super::limit_key::LimitKind;
@@ -206,8 +207,8 @@ pub(super) struct ScopeUse {
     pub(super) requests: Option<Box<SlidingMinute>>,
     pub(super) tokens: Option<Box<SlidingMinute>>,
     pub(super) in_flight: u64,
-    /// The tokens that requests in progress have reserved.
-    pub(super) reserved_tokens: u64,
+    /// What requests in progress have reserved.
+    pub(super) reserved: Amounts,
     /// Kept where a configuration limits it, so that it also counts what was admitted before, or after.
     pub(super) budget: Option<Arc<dyn Budget>>,
     pub(super) estimate: TokenEstimate,
@@ -231,15 +232,13 @@ pub(super) struct Parts<'s> {
 impl ScopeUse {
     /// What counts against a limit, with what is reserved.
     pub(super) fn counted(&mut self, kind: LimitKind, now: Duration, time: SystemTime) -> u64 {
-        match kind {
-            LimitKind::InFlight => self.in_flight,
-            LimitKind::RequestsPerMinute | LimitKind::TokensPerMinute => {
-                self.window(kind).map_or(0, |window| window.total(now))
-            }
-            LimitKind::TokensPerDay | LimitKind::TokensPerMonth => {
-                self.own_use(kind, time).saturating_add(self.reserved_tokens)
-            }
+        if kind.window().is_some() {
+            return self.own_use(kind, time).saturating_add(self.reserved.in_unit(kind.unit()));
         }
+        if kind == LimitKind::InFlight {
+            return self.in_flight;
+        }
+        self.window(kind).map_or(0, |window| window.total(now))
     }
 
     /// The same, with what other instances have used, as far as this one knows it.
@@ -248,17 +247,20 @@ impl ScopeUse {
         if !self.leases.are_used() {
             return used;
         }
-        let window = window_of(kind, time);
-        let others = self.leases.others(kind, window, now);
+        let window = kind.window().map(|window| (window, window.number_at(time)));
+        let others = self.leases.others(kind, window.map(|(_, number)| number), now);
         // That of a budget is known from before a restart as well.
+        let saved = self.budget.as_deref().zip(window);
         let saved =
-            self.budget.as_deref().zip(window).map_or(0, |(budget, window)| budget.others(kind, window));
+            saved.map_or(0, |(budget, (window, number))| budget.others(window, number).in_unit(kind.unit()));
         used.saturating_add(others.max(saved))
     }
 
     /// What this instance has used of a budget.
     pub(super) fn own_use(&self, kind: LimitKind, time: SystemTime) -> u64 {
-        self.budget.as_deref().map_or(0, |budget| used_in_window(budget, kind, time))
+        let used =
+            self.budget.as_deref().zip(kind.window()).map(|(budget, window)| budget.used(window, time));
+        used.map_or(0, |used| used.in_unit(kind.unit()))
     }
 
     /// The window of a rate, empty if nothing was used.
@@ -266,7 +268,7 @@ impl ScopeUse {
         let window = match kind {
             LimitKind::RequestsPerMinute => &mut self.requests,
             LimitKind::TokensPerMinute => &mut self.tokens,
-            LimitKind::TokensPerDay | LimitKind::TokensPerMonth | LimitKind::InFlight => return None,
+            _ => return None,
         };
         Some(window.get_or_insert_default())
     }
@@ -276,7 +278,7 @@ impl ScopeUse {
         match kind {
             LimitKind::RequestsPerMinute => self.requests.as_deref_mut(),
             LimitKind::TokensPerMinute => self.tokens.as_deref_mut(),
-            LimitKind::TokensPerDay | LimitKind::TokensPerMonth | LimitKind::InFlight => None,
+            _ => None,
         }
     }
 }

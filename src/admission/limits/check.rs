@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::account::{RecentEnds, ScopeUse};
-use super::budget::time_until_window_ends;
+use super::amounts::Amounts;
 use super::keeper_link::KeeperLink;
 use super::leases::ReportState;
 use super::limit_key::{LimitKey, LimitKind, LimitReached};
@@ -37,6 +37,8 @@ pub(super) static NO_LIMITS: LimitSet = LimitSet {
     tokens_per_minute: None,
     tokens_per_day: None,
     tokens_per_month: None,
+    cost_per_day: None,
+    cost_per_month: None,
     in_flight: None,
 };
 
@@ -53,7 +55,7 @@ pub(super) struct Check<'s> {
 /// What a request adds to the limits.
 #[derive(Clone, Copy)]
 pub(super) struct Addition<'s> {
-    pub(super) tokens: u64,
+    pub(super) amounts: Amounts,
     pub(super) now: Duration,
     pub(super) time: SystemTime,
     pub(super) basis: Basis,
@@ -63,7 +65,7 @@ pub(super) struct Addition<'s> {
 impl Addition<'_> {
     /// What it adds to a limit.
     fn demand(&self, kind: LimitKind) -> u64 {
-        if kind.counts_tokens() { self.tokens } else { 1 }
+        self.amounts.in_unit(kind.unit())
     }
 }
 
@@ -118,14 +120,14 @@ impl Check<'_> {
     /// # Errors
     /// The rate whose share for such requests is used up.
     pub(super) fn take_unasked(&mut self) -> Result<(), LimitReached> {
-        let Addition { tokens, now, .. } = self.addition;
+        let Addition { amounts, now, .. } = self.addition;
         let mut scopes = [Some(&mut self.total), self.own.as_mut()];
-        let waits = scopes.iter_mut().flatten().filter_map(|scope| scope.unasked_reached(tokens, now));
+        let waits = scopes.iter_mut().flatten().filter_map(|scope| scope.unasked_reached(amounts, now));
         if let Some(reached) = longest_of(waits) {
             return Err(reached);
         }
         for scope in scopes.into_iter().flatten() {
-            scope.used.unasked.get_or_insert_default().add(tokens, now);
+            scope.used.unasked.get_or_insert_default().add(amounts.tokens, now);
         }
         Ok(())
     }
@@ -133,11 +135,11 @@ impl Check<'_> {
 
 impl Scope<'_> {
     /// The rate whose share for requests without permission is used up.
-    fn unasked_reached(&mut self, tokens: u64, now: Duration) -> Option<LimitReached> {
+    fn unasked_reached(&mut self, amounts: Amounts, now: Duration) -> Option<LimitReached> {
         let unasked = self.used.unasked.get_or_insert_default();
         let reached = LimitKind::ALL.into_iter().filter_map(|kind| {
             let limit = kind.value_in(self.limits)?;
-            let demand = if kind.counts_tokens() { tokens } else { 1 };
+            let demand = amounts.in_unit(kind.unit());
             let wait = unasked.time_until_admitted(kind, limit, demand, now);
             let key = LimitKey { deployment: self.deployment.cloned(), kind };
             (wait > Duration::ZERO).then_some(LimitReached { key, limit, demand, wait: Some(wait) })
@@ -186,7 +188,7 @@ impl Scope<'_> {
         let demand = addition.demand(kind);
         match addition.basis {
             Basis::Lease => demand <= limit && demand <= self.used.leases.free(kind, addition.now),
-            Basis::Part(instances) if !kind.is_budget() => {
+            Basis::Part(instances) if kind.window().is_none() => {
                 let used = self.used.counted(kind, addition.now, addition.time);
                 let others = self.used.leases.recent_others(kind, addition.now);
                 // One request at a time is possible whatever it needs.
@@ -203,23 +205,21 @@ impl Scope<'_> {
     /// How long it takes until an addition has room.
     fn time_until_room(&mut self, kind: LimitKind, limit: u64, addition: Addition<'_>) -> Duration {
         let now = addition.now;
-        match kind {
-            LimitKind::InFlight => addition.ends.time_until_next(now),
-            LimitKind::RequestsPerMinute | LimitKind::TokensPerMinute => {
-                let demand = addition.demand(kind);
-                let (limit, others) = match addition.basis {
-                    Basis::Part(instances) => (part_of(limit, instances).max(demand), Vec::new()),
-                    Basis::Known | Basis::Lease => (limit, self.used.leases.others_by_second(kind)),
-                };
-                let window = self.used.window_or_default(kind);
-                let wait = window
-                    .map_or(Duration::ZERO, |window| window.time_until_fits(demand, limit, &others, now));
-                if addition.basis == Basis::Lease { wait.max(LEASED_ELSEWHERE_WAIT) } else { wait }
-            }
-            LimitKind::TokensPerDay | LimitKind::TokensPerMonth => {
-                time_until_window_ends(kind, addition.time)
-            }
+        if let Some(window) = kind.window() {
+            return window.time_left(addition.time);
         }
+        if kind == LimitKind::InFlight {
+            return addition.ends.time_until_next(now);
+        }
+        let demand = addition.demand(kind);
+        let (limit, others) = match addition.basis {
+            Basis::Part(instances) => (part_of(limit, instances).max(demand), Vec::new()),
+            Basis::Known | Basis::Lease => (limit, self.used.leases.others_by_second(kind)),
+        };
+        let window = self.used.window_or_default(kind);
+        let wait =
+            window.map_or(Duration::ZERO, |window| window.time_until_fits(demand, limit, &others, now));
+        if addition.basis == Basis::Lease { wait.max(LEASED_ELSEWHERE_WAIT) } else { wait }
     }
 
     /// Adds what it lacks of each lease to what is asked for next.
@@ -235,12 +235,12 @@ impl Scope<'_> {
     /// Adds it. Returns when the tokens were reserved, if they are limited.
     pub(super) fn book(&mut self, addition: Addition<'_>) -> Option<ReservedAt> {
         self.used.in_flight += 1;
-        self.used.reserved_tokens = self.used.reserved_tokens.saturating_add(addition.tokens);
+        self.used.reserved = self.used.reserved.saturating_add(addition.amounts);
         if self.limits.requests_per_minute.is_some() {
             self.used.requests.get_or_insert_default().add(1, addition.now);
         }
         self.limits
             .tokens_per_minute
-            .map(|_| self.used.tokens.get_or_insert_default().reserve(addition.tokens, addition.now))
+            .map(|_| self.used.tokens.get_or_insert_default().reserve(addition.amounts.tokens, addition.now))
     }
 }

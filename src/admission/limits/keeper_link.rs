@@ -138,11 +138,12 @@ impl Drop for Grant {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::limits::amounts::Amounts;
     use crate::admission::limits::limit_key::{LimitKey, LimitKind};
     use crate::admission::limits::limit_message::LimitScope;
 
     fn booking() -> Booking {
-        Booking { scope: LimitScope::default(), tokens: 5, reserved_at: [None; 2] }
+        Booking { scope: LimitScope::default(), amounts: Amounts::of_tokens(5), reserved_at: [None; 2] }
     }
 
     fn sent(queue: &mut mpsc::UnboundedReceiver<QueuedMessage>) -> LimitMessage {

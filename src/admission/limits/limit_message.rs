@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::amounts::Amounts;
 use super::limit_key::{LimitKey, LimitKind, LimitReached};
 use super::sliding_minute::ReservedAt;
 use crate::names::{ClientName, DeploymentName};
@@ -51,7 +52,8 @@ pub struct Booking {
     #[serde(flatten)]
     pub scope: LimitScope,
     /// The estimate.
-    pub tokens: u64,
+    #[serde(flatten)]
+    pub amounts: Amounts,
     /// When they were reserved, in total and for the deployment; `None` where they are not limited.
     #[serde(default)]
     pub reserved_at: [Option<ReservedAt>; 2],
@@ -131,13 +133,18 @@ impl From<ReachedLimit> for LimitReached {
 mod tests {
     use super::*;
 
+    fn booking_of(amounts: Amounts) -> Booking {
+        Booking { scope: LimitScope::default(), amounts, reserved_at: [None; 2] }
+    }
+
     #[test]
     fn the_serialized_form_does_not_change() {
         let deployment = DeploymentName::parse("gpt-4o").unwrap();
         let scope = LimitScope::new(Some(&ClientName::new("a")), Some(&deployment));
         let reserved_at = [serde_json::from_str("7").unwrap(), None];
-        let booking = Booking { scope: scope.clone(), tokens: 5, reserved_at };
-        let nobody = Booking { scope: LimitScope::default(), tokens: 0, reserved_at: [None; 2] };
+        let booking = Booking { scope: scope.clone(), amounts: Amounts::of_tokens(5), reserved_at };
+        let nobody = booking_of(Amounts::default());
+        let priced = booking_of(Amounts { tokens: 5, cost_millionths: 7 });
         for (message, expected) in [
             (
                 LimitMessage::Ask { id: 1, booking: nobody },
@@ -146,6 +153,10 @@ mod tests {
             (
                 LimitMessage::Admitted(booking.clone()),
                 r#"{"admitted":{"client":"a","deployment":"gpt-4o","tokens":5,"reserved_at":[7,null]}}"#,
+            ),
+            (
+                LimitMessage::Admitted(priced),
+                r#"{"admitted":{"client":null,"deployment":null,"tokens":5,"cost_millionths":7,"reserved_at":[null,null]}}"#,
             ),
             (LimitMessage::Ended(scope), r#"{"ended":{"client":"a","deployment":"gpt-4o"}}"#),
             (

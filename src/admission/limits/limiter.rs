@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::account::{AccountState, ClientAccount, Parts, ScopeUse};
-use super::budget::{Budget, scopes_with_budget};
+use super::amounts::Amounts;
+use super::budget::{Budget, limits_cost, scopes_with_budget};
 use super::check::{Addition, Basis, Check, NO_LIMITS, Scope, longest_of};
 use super::keeper_link::{Grant, KeeperLink};
 use super::limit_key::{LimitKey, LimitKind, LimitReached};
@@ -39,7 +40,7 @@ pub struct RateState {
 pub struct LimitUse {
     /// The limit.
     pub key: LimitKey,
-    /// Its value.
+    /// Its value, in its unit.
     pub limit: u64,
     /// What counts against it now.
     pub used: u64,
@@ -85,8 +86,8 @@ impl ClientLimiter {
         now: Instant,
         time: SystemTime,
     ) -> bool {
-        let tokens = |estimate: TokenEstimate| estimate.tokens(demand);
-        self.check(&mut self.account.lock(), Basis::Known, deployment, tokens, now, time).reached.is_some()
+        let amounts = |estimate: TokenEstimate| estimate.amounts(demand);
+        self.check(&mut self.account.lock(), Basis::Known, deployment, amounts, now, time).reached.is_some()
     }
 
     /// Reserves what a request may use. Under `mode: observe` nothing is refused, and
@@ -102,9 +103,9 @@ impl ClientLimiter {
         time: SystemTime,
     ) -> Result<Reservation, LimitReached> {
         let mut state = self.account.lock();
-        let tokens = |estimate: TokenEstimate| estimate.tokens(demand);
+        let amounts = |estimate: TokenEstimate| estimate.amounts(demand);
         let check =
-            self.check(&mut state, Basis::Known, deployment, tokens, now, time).unless_refused(self.mode)?;
+            self.check(&mut state, Basis::Known, deployment, amounts, now, time).unless_refused(self.mode)?;
         Ok(self.book(check, deployment, *demand, None))
     }
 
@@ -122,38 +123,38 @@ impl ClientLimiter {
         now: Instant,
         time: SystemTime,
     ) -> Result<Reservation, LimitReached> {
-        let tokens = {
+        let amounts = {
             let mut state = self.account.lock();
-            let estimate = |estimate: TokenEstimate| estimate.tokens(demand);
-            self.check(&mut state, Basis::Known, deployment, estimate, now, time).addition.tokens
+            let estimate = |estimate: TokenEstimate| estimate.amounts(demand);
+            self.check(&mut state, Basis::Known, deployment, estimate, now, time).addition.amounts
         };
-        let mut reservation = self.reserve_tokens(Some(keeper), deployment, tokens, now, time).await?;
+        let mut reservation = self.reserve_amounts(Some(keeper), deployment, amounts, now, time).await?;
         reservation.set_demand(*demand);
         Ok(reservation)
     }
 
-    /// The same for a request whose tokens are estimated. `keeper` is the process that keeps the limits in place of
+    /// The same for a request whose tokens and cost are estimated. `keeper` is the process that keeps the limits in place of
     /// this one, if there is one.
     ///
     /// # Errors
     /// The limit that the request would exceed.
-    pub async fn reserve_tokens(
+    pub async fn reserve_amounts(
         &self,
         keeper: Option<&Arc<KeeperLink>>,
         deployment: Option<&DeploymentName>,
-        tokens: u64,
+        amounts: Amounts,
         now: Instant,
         time: SystemTime,
     ) -> Result<Reservation, LimitReached> {
         let keeper = keeper.filter(|keeper| self.mode == LimitMode::Enforce && !keeper.is_lost());
-        let booking = Booking { scope: self.scope(deployment), tokens, reserved_at: [None; 2] };
+        let booking = Booking { scope: self.scope(deployment), amounts, reserved_at: [None; 2] };
         let answer = match keeper {
             Some(keeper) => keeper.ask(booking).await,
             None => None,
         };
         let grant = answer.transpose()?;
         let mut state = self.account.lock();
-        let mut check = self.check(&mut state, Basis::Known, deployment, |_| tokens, now, time);
+        let mut check = self.check(&mut state, Basis::Known, deployment, |_| amounts, now, time);
         if grant.is_none() {
             check = check.unless_refused(self.mode)?;
             if keeper.is_some_and(|keeper| !keeper.is_lost()) {
@@ -166,15 +167,16 @@ impl ClientLimiter {
         Ok(self.book(check, deployment, Demand::default(), grant))
     }
 
-    /// Adds tokens that were used without a reservation.
+    /// Adds tokens that were used without a reservation, and what they cost, in millionths of the currency.
     pub fn add_used(
         &self,
         deployment: Option<&DeploymentName>,
         used: &UsedTokens,
+        cost_millionths: u64,
         now: Instant,
         time: SystemTime,
     ) {
-        let used = used.counted(self.cached_weight_permille);
+        let used = Amounts { tokens: used.counted(self.cached_weight_permille), cost_millionths };
         let own_limits = deployment.and_then(|deployment| self.own_limits(deployment));
         let now = self.account.time_of(now);
         let time = self.account.wall_time(time);
@@ -186,7 +188,7 @@ impl ClientLimiter {
             scope.is_changed = true;
             scope.leases.take_excess(used);
             if limits.and_then(|limits| limits.tokens_per_minute).is_some() {
-                scope.tokens.get_or_insert_default().add(used, now);
+                scope.tokens.get_or_insert_default().add(used.tokens, now);
             }
             if let Some(budget) = &scope.budget {
                 budget.add(used, time);
@@ -194,14 +196,29 @@ impl ClientLimiter {
         }
         self.account.on_change(&mut state.reports, false);
         if let Some(follower) = &state.follower {
-            let booking = Booking { scope: self.scope(deployment), tokens: 0, reserved_at: [None; 2] };
-            follower.send(LimitMessage::Settled { booking, used });
+            let booking = Booking {
+                scope: self.scope(deployment),
+                amounts: Amounts::default(),
+                reserved_at: [None; 2],
+            };
+            follower.send(LimitMessage::Settled { booking, used: used.tokens });
         }
     }
 
     /// What happens to a request that exceeds a limit.
     pub fn mode(&self) -> LimitMode {
         self.mode
+    }
+
+    /// Whether a limit of a request for this deployment is about cost.
+    pub fn limits_cost(&self, deployment: Option<&DeploymentName>) -> bool {
+        limits_cost(&self.limits.total)
+            || deployment.and_then(|deployment| self.own_limits(deployment)).is_some_and(limits_cost)
+    }
+
+    /// Whether any limit is about cost.
+    pub fn has_cost_limits(&self) -> bool {
+        limits_cost(&self.limits.total) || self.limits.deployments.values().any(limits_cost)
     }
 
     /// Whether a limit is a budget.
@@ -258,7 +275,7 @@ impl ClientLimiter {
         state: &'s mut AccountState,
         basis: Basis,
         deployment: Option<&'s DeploymentName>,
-        tokens: impl FnOnce(TokenEstimate) -> u64,
+        amounts: impl FnOnce(TokenEstimate) -> Amounts,
         now: Instant,
         time: SystemTime,
     ) -> Check<'s> {
@@ -267,7 +284,7 @@ impl ClientLimiter {
         let time = self.account.wall_time(time);
         let Parts { total, own, ends, reports, follower } = state.parts(deployment, own_limits.is_some());
         let estimate = own.as_deref().map_or(total.estimate, |own| own.estimate);
-        let addition = Addition { tokens: tokens(estimate), now, time, basis, ends };
+        let addition = Addition { amounts: amounts(estimate), now, time, basis, ends };
         let mut total = Scope { deployment: None, limits: &self.limits.total, used: total };
         let mut own = own.map(|used| Scope { deployment, limits: own_limits.unwrap_or(&NO_LIMITS), used });
         let scopes = [Some(&mut total), own.as_mut()].into_iter().flatten();
@@ -288,7 +305,7 @@ impl ClientLimiter {
             self.account.on_change(check.reports, is_low);
         }
         let Check { mut total, mut own, addition, reached, follower, .. } = check;
-        let tokens = addition.tokens;
+        let amounts = addition.amounts;
         let reserved_at = [total.book(addition), own.as_mut().and_then(|own| own.book(addition))];
         // One that is not counted for its deployment must not end there: limits may be added to it meanwhile.
         let counted_deployment = deployment.filter(|_| own.is_some());
@@ -296,7 +313,7 @@ impl ClientLimiter {
             (Some(grant), _) => grant.into_reserved_at(),
             (None, Some(follower)) => {
                 let scope = self.scope(counted_deployment);
-                follower.send(LimitMessage::Admitted(Booking { scope, tokens, reserved_at }));
+                follower.send(LimitMessage::Admitted(Booking { scope, amounts, reserved_at }));
                 reserved_at
             }
             (None, None) => reserved_at,
@@ -305,7 +322,8 @@ impl ClientLimiter {
             cached_weight_permille: self.cached_weight_permille,
             deployment: counted_deployment.cloned(),
             demand,
-            tokens,
+            amounts,
+            known_cost_millionths: None,
             reserved_at,
             reserved_at_keeper,
             exceeded: reached,

@@ -22,6 +22,26 @@ const HOUR: u64 = 3_600_000;
 
 const CASES: &[Case] = &[
     // Each limit, at its value and beyond.
+    (&[("cost_per_day", 100)], &[(GPT, 60, 0)], (OTHER, 40, 0), None),
+    (
+        &[("cost_per_day", 100)],
+        &[(GPT, 60, 0)],
+        (OTHER, 41, 0),
+        Some(("cost_per_day", 100, 41, Some(6 * HOUR))),
+    ),
+    (
+        &[("cost_per_month", 100)],
+        &[(GPT, 60, 0)],
+        (OTHER, 41, 0),
+        Some(("cost_per_month", 100, 41, Some(30 * HOUR))),
+    ),
+    (
+        &[("cost_per_day", 100), ("deployments.gpt-4o.cost_per_day", 50)],
+        &[(GPT, 40, 0)],
+        (GPT, 11, 0),
+        Some(("deployments.gpt-4o.cost_per_day", 50, 11, Some(6 * HOUR))),
+    ),
+    (&[("cost_per_day", 100)], &[], (GPT, 101, 0), Some(("cost_per_day", 100, 101, None))),
     (&[("requests_per_minute", 2)], &[(GPT, 9, 500)], (GPT, 9, 20_000), None),
     (
         &[("requests_per_minute", 2)],
@@ -221,7 +241,9 @@ fn what_is_observed_is_told_as_if_it_was_refused_and_counts_in_full() {
         assert_eq!(counted, [total.1, total.0, gpt.1, gpt.0, other.0], "{case}");
         for (key, used) in limiter.uses(*now) {
             let (requests, tokens) = if key.starts_with("deployments") { gpt } else { total };
-            assert_eq!(used, if key.contains("tokens") { tokens } else { requests }, "{case} {key}");
+            // A token costs a millionth.
+            let is_of_tokens = key.contains("tokens") || key.contains("cost");
+            assert_eq!(used, if is_of_tokens { tokens } else { requests }, "{case} {key}");
         }
     }
 }
@@ -304,7 +326,7 @@ fn what_was_used_without_a_reservation_counts() {
         let used = UsedTokens { input, cached: 2, output: 5 };
         let deployment = deployment.map(name);
         let time = super::super::testing::time(0);
-        limiter.limiter.add_used(deployment.as_ref(), &used, limiter.at(0), time);
+        limiter.limiter.add_used(deployment.as_ref(), &used, 0, limiter.at(0), time);
         let counted: Vec<u64> = limiter.uses(0).into_iter().map(|(_, used)| used).collect();
         assert_eq!(counted, expected, "{deployment:?}");
     }

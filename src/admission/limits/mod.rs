@@ -11,7 +11,9 @@
 //! up to a small share of each rate (`unasked_share.rs`).
 
 mod account;
+mod amounts;
 mod budget;
+mod budget_window;
 mod check;
 mod keeper_link;
 mod leases;
@@ -28,15 +30,17 @@ mod token_estimate;
 mod unasked_share;
 
 pub use self::account::{ClientAccount, ClientAccounts, LimitBooks, OpenBudget};
+pub use self::amounts::{Amounts, LimitUnit};
 pub use self::budget::Budget;
+pub use self::budget_window::BudgetWindow;
 pub use self::keeper_link::{KeeperLink, QueuedMessage};
 pub use self::leases::{
     LeaseDesk, LeaseGrant, LimitReport, OpenReport, ReportKind, ReportRequest, UsedAmounts,
 };
-pub use self::limit_key::{LimitKey, LimitKind, LimitReached};
+pub use self::limit_key::{LimitKey, LimitKind, LimitReached, ShownAmount};
 pub use self::limit_message::{Booking, LimitAnswer, LimitMessage, LimitScope};
 pub use self::limiter::{ClientLimiter, LimitUse, RateState};
 pub use self::predecessor_share::PredecessorShare;
 pub use self::reservation::{Reservation, Settlement};
 pub use self::snapshot::RateSnapshot;
-pub use self::token_estimate::{Demand, UsedTokens};
+pub use self::token_estimate::{Demand, TokenRates, UsedTokens};

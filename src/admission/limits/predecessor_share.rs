@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use super::account::{AccountState, ClientAccounts, ScopeUse};
+use super::amounts::Amounts;
 use super::limit_message::{Booking, LimitMessage};
 use super::reservation::Reservation;
 use super::sliding_minute::ReservedAt;
@@ -19,9 +20,9 @@ pub struct PredecessorShare {
 #[derive(Debug, Default)]
 pub(super) struct Held {
     pub(super) in_flight: u64,
-    /// The tokens that are reserved, whether or not a rate limits them.
-    pub(super) reserved_tokens: u64,
-    /// Those that count in the sliding minute, by the second of their reservation.
+    /// What is reserved, whether or not a rate limits it.
+    pub(super) reserved: Amounts,
+    /// The tokens that count in the sliding minute, by the second of their reservation.
     pub(super) in_window: BTreeMap<ReservedAt, u64>,
 }
 
@@ -38,7 +39,7 @@ impl PredecessorShare {
     /// Holds what was reserved here for a request of the predecessor.
     pub fn hold(&mut self, reservation: Reservation) -> Booking {
         let booking = reservation.into_booking();
-        self.for_each_scope(&booking, |held, reserved_at| held.add(booking.tokens, reserved_at));
+        self.for_each_scope(&booking, |held, reserved_at| held.add(booking.amounts, reserved_at));
         booking
     }
 
@@ -64,9 +65,9 @@ impl PredecessorShare {
             let held = self.scopes.entry((client.clone(), deployment)).or_default();
             let reserved_at = booking.and_then(|booking| booking.reserved_at.get(index).copied().flatten());
             match message {
-                LimitMessage::Admitted(booking) => held.admit(used, booking.tokens, reserved_at, now),
+                LimitMessage::Admitted(booking) => held.admit(used, booking.amounts, reserved_at, now),
                 LimitMessage::Settled { booking, used: tokens } => {
-                    held.settle(used, booking.tokens, reserved_at, *tokens, now);
+                    held.settle(used, booking.amounts, reserved_at, *tokens, now);
                 }
                 LimitMessage::Ended(_) => held.end(used, 1),
                 LimitMessage::Ask { .. } => {}
@@ -92,7 +93,7 @@ impl PredecessorShare {
                     window.settle(tokens, reserved_at, tokens, now);
                 }
             }
-            used.reserved_tokens = used.reserved_tokens.saturating_sub(held.reserved_tokens);
+            used.reserved = used.reserved.saturating_sub(held.reserved);
         }
     }
 
@@ -107,22 +108,28 @@ impl PredecessorShare {
 }
 
 impl Held {
-    fn add(&mut self, tokens: u64, reserved_at: Option<ReservedAt>) {
+    fn add(&mut self, amounts: Amounts, reserved_at: Option<ReservedAt>) {
         self.in_flight += 1;
-        self.reserved_tokens = self.reserved_tokens.saturating_add(tokens);
+        self.reserved = self.reserved.saturating_add(amounts);
         if let Some(reserved_at) = reserved_at {
             let in_second = self.in_window.entry(reserved_at).or_default();
-            *in_second = in_second.saturating_add(tokens);
+            *in_second = in_second.saturating_add(amounts.tokens);
         }
     }
 
-    fn admit(&mut self, used: &mut ScopeUse, tokens: u64, reserved_at: Option<ReservedAt>, now: Duration) {
+    fn admit(
+        &mut self,
+        used: &mut ScopeUse,
+        amounts: Amounts,
+        reserved_at: Option<ReservedAt>,
+        now: Duration,
+    ) {
         used.in_flight += 1;
-        used.reserved_tokens = used.reserved_tokens.saturating_add(tokens);
+        used.reserved = used.reserved.saturating_add(amounts);
         used.requests.get_or_insert_default().add(1, now);
-        let reserved_at = reserved_at
-            .map(|reserved_at| used.tokens.get_or_insert_default().reserve_at(reserved_at, tokens, now));
-        self.add(tokens, reserved_at);
+        let reserved_at =
+            reserved_at.map(|at| used.tokens.get_or_insert_default().reserve_at(at, amounts.tokens, now));
+        self.add(amounts, reserved_at);
     }
 
     fn end(&mut self, used: &mut ScopeUse, count: u64) {
@@ -135,15 +142,15 @@ impl Held {
     fn settle(
         &mut self,
         used: &mut ScopeUse,
-        tokens: u64,
+        amounts: Amounts,
         reserved_at: Option<ReservedAt>,
         mut used_tokens: u64,
         now: Duration,
     ) {
-        let released = tokens.min(self.reserved_tokens);
-        self.reserved_tokens -= released;
-        used.reserved_tokens = used.reserved_tokens.saturating_sub(released);
-        let taken = reserved_at.map_or_else(Vec::new, |reserved_at| self.take(reserved_at, tokens));
+        let released = amounts.min(self.reserved);
+        self.reserved = self.reserved.saturating_sub(released);
+        used.reserved = used.reserved.saturating_sub(released);
+        let taken = reserved_at.map_or_else(Vec::new, |reserved_at| self.take(reserved_at, amounts.tokens));
         let Some(window) = &mut used.tokens else { return };
         for (reserved_at, tokens) in taken {
             let within = used_tokens.min(tokens);

@@ -14,10 +14,12 @@ const LIMITS: &[(&str, u64)] = &[
     ("requests_per_minute", 60),
     ("tokens_per_minute", 1000),
     ("tokens_per_day", 100_000),
+    ("cost_per_day", 100_000),
     ("in_flight", 100),
     ("deployments.gpt-4o.requests_per_minute", 60),
     ("deployments.gpt-4o.tokens_per_minute", 1000),
     ("deployments.gpt-4o.tokens_per_day", 100_000),
+    ("deployments.gpt-4o.cost_per_day", 100_000),
     ("deployments.gpt-4o.in_flight", 100),
 ];
 
@@ -50,10 +52,10 @@ impl Handover {
             self.share.apply(&self.new.accounts, &message, self.new.at(millis));
             let LimitMessage::Ask { id, booking } = message else { continue };
             let (limiter, deployment) = (&self.new_limits.limiter, booking.scope.deployment());
-            let reserved = limiter.reserve_tokens(
+            let reserved = limiter.reserve_amounts(
                 None,
                 deployment.as_ref(),
-                booking.tokens,
+                booking.amounts,
                 self.new.at(millis),
                 time(millis),
             );
@@ -105,7 +107,8 @@ fn a_successor_counts_what_its_predecessor_counts() {
     handover.share.settle_all(&handover.new.accounts, at);
     let counted: Vec<_> = handover.new_limits.uses(164_500).into_iter().map(|(_, used)| used).collect();
     // Only the budgets remember; what was reserved is not used.
-    assert_eq!(counted, [0, 0, 450, 0, 0, 0, 420, 0]);
+    // Only the request whose usage is unknown has a cost: what was estimated.
+    assert_eq!(counted, [0, 0, 450, 30, 0, 0, 0, 420, 0, 0]);
 }
 
 #[test]
@@ -117,7 +120,7 @@ fn what_a_predecessor_does_not_report_counts_as_used_when_it_ends() {
     let at = handover.new.at(2_000);
     handover.share.settle_all(&handover.new.accounts, at);
     let counted: Vec<_> = handover.new_limits.uses(2_000).into_iter().map(|(_, used)| used).collect();
-    assert_eq!(counted, [2, 105, 0, 0, 1, 100, 0, 0]);
+    assert_eq!(counted, [2, 105, 0, 0, 0, 1, 100, 0, 0, 0]);
     assert!(handover.new_limits.uses(62_000).into_iter().all(|(_, used)| used == 0));
 }
 
@@ -125,7 +128,8 @@ fn what_a_predecessor_does_not_report_counts_as_used_when_it_ends() {
 fn no_more_is_given_back_than_a_predecessor_holds() {
     let mut handover = Handover::begin(TestClient::new(), LIMITS, 0);
     let _own = handover.new_limits.reserve(None, 100, 0).unwrap();
-    let booking = Booking { scope: Default::default(), tokens: 100, reserved_at: [None; 2] };
+    let booking =
+        Booking { scope: Default::default(), amounts: Amounts::of_tokens(100), reserved_at: [None; 2] };
     for message in [
         LimitMessage::Ended(Default::default()),
         LimitMessage::Settled { booking, used: 0 },
@@ -137,7 +141,7 @@ fn no_more_is_given_back_than_a_predecessor_holds() {
         handover.share.apply(&handover.new.accounts, &message, handover.new.at(0));
     }
     let counted: Vec<_> = handover.new_limits.uses(0).into_iter().map(|(_, used)| used).collect();
-    assert_eq!(counted[..4], [1, 100, 100, 1]);
+    assert_eq!(counted[..5], [1, 100, 100, 100, 1]);
 }
 
 #[tokio::test(start_paused = true)]

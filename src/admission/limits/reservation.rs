@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::account::ClientAccount;
+use super::amounts::Amounts;
 use super::limit_key::{LimitKind, LimitReached};
 use super::limit_message::{Booking, LimitMessage, LimitScope};
 use super::sliding_minute::ReservedAt;
@@ -39,7 +40,9 @@ pub(super) struct Reserved {
     /// `None` also if the request is not counted for its deployment.
     pub(super) deployment: Option<DeploymentName>,
     pub(super) demand: Demand,
-    pub(super) tokens: u64,
+    pub(super) amounts: Amounts,
+    /// What it costs, in millionths of the currency, once that is known.
+    pub(super) known_cost_millionths: Option<u64>,
     /// When the tokens were reserved, of all requests and of those for the deployment; `None` where they are not
     /// limited.
     pub(super) reserved_at: [Option<ReservedAt>; 2],
@@ -62,7 +65,11 @@ impl Reservation {
     /// Leaves it to the caller to end and to settle it.
     pub(super) fn into_booking(mut self) -> Booking {
         (self.is_in_flight, self.is_settled) = (false, true);
-        Booking { scope: self.scope(), tokens: self.reserved.tokens, reserved_at: self.reserved.reserved_at }
+        Booking {
+            scope: self.scope(),
+            amounts: self.reserved.amounts,
+            reserved_at: self.reserved.reserved_at,
+        }
     }
 
     fn scope(&self) -> LimitScope {
@@ -71,7 +78,13 @@ impl Reservation {
 
     /// The tokens that are reserved.
     pub fn tokens(&self) -> u64 {
-        self.reserved.tokens
+        self.reserved.amounts.tokens
+    }
+
+    /// Sets what the request costs, in millionths of the currency, before it is settled. Without this call the reserved
+    /// cost counts if its usage is unknown, and otherwise none.
+    pub fn set_cost(&mut self, millionths: u64) {
+        self.reserved.known_cost_millionths = Some(millionths);
     }
 
     /// The limit that the request exceeds, if that is only observed.
@@ -108,22 +121,16 @@ impl Reservation {
         if std::mem::replace(&mut self.is_settled, true) {
             return;
         }
-        let used = match settlement {
-            Settlement::Used(used) | Settlement::Estimated(used) => {
-                used.counted(self.reserved.cached_weight_permille)
-            }
-            Settlement::Unknown => self.reserved.tokens,
-            Settlement::Nothing => 0,
-        };
-        let excess = used.saturating_sub(self.reserved.tokens);
+        let used = self.used(settlement);
+        let excess = used.saturating_sub(self.reserved.amounts);
         let (now, time, is_shared) =
             (self.account.time_of(now), self.account.wall_time(time), self.account.is_shared());
         let mut state = self.account.lock();
         if let Some(follower) = &state.follower {
             let (scope, reserved_at) = (self.scope(), self.reserved.reserved_at_keeper);
             follower.send(LimitMessage::Settled {
-                booking: Booking { scope, tokens: self.reserved.tokens, reserved_at },
-                used,
+                booking: Booking { scope, amounts: self.reserved.amounts, reserved_at },
+                used: used.tokens,
             });
         }
         let (total, own) = state.scopes(self.reserved.deployment.as_ref(), false);
@@ -137,20 +144,33 @@ impl Reservation {
             if let Some(budget) = &scope.budget {
                 budget.add(used, time);
             }
-            scope.reserved_tokens = scope.reserved_tokens.saturating_sub(self.reserved.tokens);
+            scope.reserved = scope.reserved.saturating_sub(self.reserved.amounts);
             match (&mut scope.tokens, reserved_at) {
                 (Some(tokens), Some(reserved_at)) => {
-                    tokens.settle(self.reserved.tokens, reserved_at, used, now);
+                    tokens.settle(self.reserved.amounts.tokens, reserved_at, used.tokens, now);
                 }
                 // Limited since a reload.
-                (Some(tokens), None) => tokens.add(used, now),
+                (Some(tokens), None) => tokens.add(used.tokens, now),
                 (None, _) => {}
             }
             if let Settlement::Used(used) = settlement {
-                scope.estimate.learn(&self.reserved.demand, &used);
+                scope.estimate.learn(&self.reserved.demand, &used, self.reserved.known_cost_millionths);
             }
         }
         self.account.on_change(&mut state.reports, false);
+    }
+
+    /// What counts as used.
+    fn used(&self, settlement: Settlement) -> Amounts {
+        let Reserved { amounts, known_cost_millionths, cached_weight_permille, .. } = self.reserved;
+        let used = match settlement {
+            Settlement::Used(used) | Settlement::Estimated(used) => {
+                Amounts::of_tokens(used.counted(cached_weight_permille))
+            }
+            Settlement::Unknown => amounts,
+            Settlement::Nothing => Amounts::default(),
+        };
+        Amounts { cost_millionths: known_cost_millionths.unwrap_or(used.cost_millionths), ..used }
     }
 }
 

@@ -57,6 +57,36 @@ fn what_was_used_takes_the_place_of_what_was_reserved() {
 }
 
 #[test]
+fn what_a_request_costs_takes_the_place_of_what_was_estimated() {
+    let estimated = Settlement::Estimated(UsedTokens { input: 9, cached: 0, output: 9 });
+    for (settlement, known, expected) in [
+        (used(30), Some(50), 50),
+        (used(30), Some(500), 500),
+        (used(30), Some(0), 0),
+        (estimated, Some(40), 40),
+        // There is no price.
+        (used(30), None, 0),
+        (estimated, None, 0),
+        (Settlement::Unknown, None, 100),
+        // A provisioned backend has answered.
+        (Settlement::Unknown, Some(0), 0),
+        (Settlement::Nothing, None, 0),
+    ] {
+        let keys =
+            [("cost_per_day", 1000), ("cost_per_month", 2000), ("deployments.gpt-4o.cost_per_day", 1000)];
+        let limiter = TestClient::new().limiter(&keys);
+        let mut reservation = limiter.reserve(GPT, 100, 0).unwrap();
+        assert_eq!(counted(&limiter, 0), [100; 3]);
+        if let Some(known) = known {
+            reservation.reservation.set_cost(known);
+        }
+        reservation.settle(settlement, 10);
+        drop(reservation);
+        assert_eq!(counted(&limiter, 20), [expected; 3], "{settlement:?} {known:?}");
+    }
+}
+
+#[test]
 fn a_reservation_counts_while_the_request_runs_whatever_its_age() {
     let limiter = TestClient::new().limiter(ALL_KINDS);
     let mut reservation = limiter.reserve(GPT, 100, 0).unwrap();

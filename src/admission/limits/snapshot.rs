@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::account::{AccountState, ClientAccount, ClientAccounts, ScopeUse};
+use super::amounts::{Amounts, is_zero};
 use super::predecessor_share::{Held, PredecessorShare};
 use super::sliding_minute::{ReservedAt, SlidingMinute};
 use crate::names::{ClientName, DeploymentName};
@@ -33,13 +34,11 @@ pub struct RateSnapshot {
     /// All tokens that are reserved, whether or not a rate limits them.
     #[serde(default, skip_serializing_if = "is_zero")]
     reserved_tokens: u64,
+    /// What the requests in progress are expected to cost, in millionths of the currency.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    reserved_cost_millionths: u64,
     #[serde(default, skip_serializing_if = "is_zero")]
     in_flight: u64,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-fn is_zero(number: &u64) -> bool {
-    *number == 0
 }
 
 impl ClientAccounts {
@@ -63,6 +62,7 @@ impl ClientAccounts {
         let without_requests = captured.map(|snapshot| RateSnapshot {
             reserved: Vec::new(),
             reserved_tokens: 0,
+            reserved_cost_millionths: 0,
             in_flight: 0,
             ..snapshot
         });
@@ -92,9 +92,12 @@ impl ClientAccounts {
                 let window = scope.tokens.get_or_insert_default();
                 held.in_window = window.restore(tokens, reserved, *counted_at, now).into_iter().collect();
             }
-            held.reserved_tokens = snapshot.reserved_tokens;
+            held.reserved = Amounts {
+                tokens: snapshot.reserved_tokens,
+                cost_millionths: snapshot.reserved_cost_millionths,
+            };
             scope.in_flight += held.in_flight;
-            scope.reserved_tokens = scope.reserved_tokens.saturating_add(held.reserved_tokens);
+            scope.reserved = scope.reserved.saturating_add(held.reserved);
             share.insert(client, deployment, held);
         }
         share
@@ -111,8 +114,8 @@ fn capture_scopes(account: &ClientAccount, state: &mut AccountState, now: Instan
         let requests = ages(|scope| scope.requests.as_deref_mut());
         let tokens = ages(|scope| scope.tokens.as_deref_mut());
         let reserved = scope.tokens.as_deref_mut().map_or_else(Vec::new, |window| window.reserved(now));
-        let (in_flight, reserved_tokens) = (scope.in_flight, scope.reserved_tokens);
-        let holds_nothing = reserved.is_empty() && reserved_tokens == 0 && in_flight == 0;
+        let (in_flight, amounts) = (scope.in_flight, scope.reserved);
+        let holds_nothing = reserved.is_empty() && amounts.is_zero() && in_flight == 0;
         if requests.is_empty() && tokens.is_empty() && holds_nothing {
             continue;
         }
@@ -123,7 +126,8 @@ fn capture_scopes(account: &ClientAccount, state: &mut AccountState, now: Instan
             tokens,
             counted_at: Some(SlidingMinute::second_of(now)),
             reserved,
-            reserved_tokens,
+            reserved_tokens: amounts.tokens,
+            reserved_cost_millionths: amounts.cost_millionths,
             in_flight,
         });
     }
@@ -175,7 +179,7 @@ mod tests {
 
     #[test]
     fn the_serialized_form_does_not_change() {
-        let snapshot = |counted_at, reserved, number| RateSnapshot {
+        let snapshot = |counted_at, reserved, number, cost| RateSnapshot {
             client: Some("a".to_owned()),
             deployment: None,
             requests: Vec::new(),
@@ -183,17 +187,22 @@ mod tests {
             counted_at,
             reserved,
             reserved_tokens: number,
+            reserved_cost_millionths: cost,
             in_flight: number,
         };
         let at = SlidingMinute::second_of(Duration::from_secs(9));
         for (snapshot, expected) in [
             (
-                snapshot(None, Vec::new(), 0),
+                snapshot(None, Vec::new(), 0, 0),
                 r#"{"client":"a","deployment":null,"requests":[],"tokens":[[1,2]]}"#,
             ),
             (
-                snapshot(Some(at), vec![(at, 2)], 1),
+                snapshot(Some(at), vec![(at, 2)], 1, 0),
                 r#"{"client":"a","deployment":null,"requests":[],"tokens":[[1,2]],"counted_at":9,"reserved":[[9,2]],"reserved_tokens":1,"in_flight":1}"#,
+            ),
+            (
+                snapshot(None, Vec::new(), 1, 5),
+                r#"{"client":"a","deployment":null,"requests":[],"tokens":[[1,2]],"reserved_tokens":1,"reserved_cost_millionths":5,"in_flight":1}"#,
             ),
         ] {
             assert_eq!(serde_json::to_string(&snapshot).unwrap(), expected);

@@ -5,13 +5,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::account::ClientAccounts;
+use super::amounts::Amounts;
 use super::budget::Budget;
+use super::budget_window::BudgetWindow;
 use super::keeper_link::KeeperLink;
-use super::limit_key::{LimitKind, LimitReached};
+use super::limit_key::LimitReached;
 use super::limiter::ClientLimiter;
 use super::reservation::{Reservation, Settlement};
-use super::token_estimate::{Demand, UsedTokens};
+use super::token_estimate::{Demand, TokenRates, UsedTokens};
 use crate::config::{ClientLimits, LimitMode, LimitSet, LimitsConfig};
+use crate::money::Amount;
 use crate::names::DeploymentName;
 
 /// 2024-02-28, 18:00 UTC: six hours before the end of the day, thirty before that of the month.
@@ -19,32 +22,40 @@ const START_SECONDS: u64 = 1_709_143_200;
 
 /// A budget that no day or month ends.
 #[derive(Debug, Default)]
-pub(super) struct MemoryBudget(Mutex<(u64, u64)>);
+pub(super) struct MemoryBudget {
+    own: Mutex<[Amounts; 2]>,
+    others: Mutex<[Amounts; 2]>,
+}
 
 impl Budget for MemoryBudget {
-    fn add(&self, tokens: u64, _now: SystemTime) {
-        let mut used = self.0.lock().unwrap();
-        *used = (used.0 + tokens, used.1 + tokens);
+    fn add(&self, amounts: Amounts, now: SystemTime) {
+        for window in [BudgetWindow::Day, BudgetWindow::Month] {
+            self.add_missing(window, amounts, now);
+        }
     }
 
-    fn add_missing(&self, kind: LimitKind, tokens: u64, _now: SystemTime) {
-        let mut used = self.0.lock().unwrap();
-        *(if kind == LimitKind::TokensPerDay { &mut used.0 } else { &mut used.1 }) += tokens;
+    fn add_missing(&self, window: BudgetWindow, amounts: Amounts, _now: SystemTime) {
+        let used = &mut self.own.lock().unwrap()[window as usize];
+        *used = used.saturating_add(amounts);
     }
 
-    fn used(&self, _now: SystemTime) -> (u64, u64) {
-        *self.0.lock().unwrap()
+    fn used(&self, window: BudgetWindow, _now: SystemTime) -> Amounts {
+        self.own.lock().unwrap()[window as usize]
     }
 
-    fn give_up(&self, kind: LimitKind, tokens: u64, _now: SystemTime) {
-        let mut used = self.0.lock().unwrap();
-        *(if kind == LimitKind::TokensPerDay { &mut used.0 } else { &mut used.1 }) -= tokens;
+    fn give_up(&self, window: BudgetWindow, amounts: Amounts, _now: SystemTime) {
+        let used = &mut self.own.lock().unwrap()[window as usize];
+        *used = used.saturating_sub(amounts);
     }
 
-    fn note_others(&self, _kind: LimitKind, _window: u32, _tokens: u64) {}
+    fn note_others(&self, window: BudgetWindow, _number: u32, amounts: Amounts) {
+        let known = &mut self.others.lock().unwrap()[window as usize];
+        known.tokens = known.tokens.max(amounts.tokens);
+        known.cost_millionths = known.cost_millionths.max(amounts.cost_millionths);
+    }
 
-    fn others(&self, _kind: LimitKind, _window: u32) -> u64 {
-        0
+    fn others(&self, window: BudgetWindow, _number: u32) -> Amounts {
+        self.others.lock().unwrap()[window as usize]
     }
 }
 
@@ -163,9 +174,10 @@ pub(super) fn name(name: &str) -> DeploymentName {
     DeploymentName::parse(name).unwrap()
 }
 
-/// A request that is estimated at exactly so many tokens.
+/// A request that is estimated at exactly so many tokens, each of which costs a millionth.
 pub(super) fn demand(tokens: u64) -> Demand {
-    Demand { prompt_bytes: 0, max_output_tokens: Some(tokens), choices: 1, has_output: true }
+    let rates = Some(TokenRates { input: None, output: Some(Amount::from_millionths(1_000_000)) });
+    Demand { max_output_tokens: Some(tokens), choices: 1, has_output: true, rates, ..Demand::default() }
 }
 
 pub(super) fn used(tokens: u64) -> Settlement {
@@ -180,18 +192,22 @@ pub(super) fn limits(keys: &[(&str, u64)]) -> ClientLimits {
             Some((deployment, kind)) => (limits.deployments.entry(name(deployment)).or_default(), kind),
             None => (&mut limits.total, *key),
         };
-        *value_of(set, kind) = Some(*value);
+        set_value(set, kind, *value);
     }
     limits
 }
 
-fn value_of<'s>(set: &'s mut LimitSet, kind: &str) -> &'s mut Option<u64> {
+/// Sets a limit; one by cost to this many millionths.
+fn set_value(set: &mut LimitSet, kind: &str, value: u64) {
+    let cost = Some(Amount::from_millionths(value));
     match kind {
-        "requests_per_minute" => &mut set.requests_per_minute,
-        "tokens_per_minute" => &mut set.tokens_per_minute,
-        "tokens_per_day" => &mut set.tokens_per_day,
-        "tokens_per_month" => &mut set.tokens_per_month,
-        "in_flight" => &mut set.in_flight,
+        "requests_per_minute" => set.requests_per_minute = Some(value),
+        "tokens_per_minute" => set.tokens_per_minute = Some(value),
+        "tokens_per_day" => set.tokens_per_day = Some(value),
+        "tokens_per_month" => set.tokens_per_month = Some(value),
+        "cost_per_day" => set.cost_per_day = cost,
+        "cost_per_month" => set.cost_per_month = cost,
+        "in_flight" => set.in_flight = Some(value),
         other => panic!("{other} is no limit"),
     }
 }

@@ -29,9 +29,7 @@ impl UnaskedShare {
         let window = match kind {
             LimitKind::RequestsPerMinute => &mut self.requests,
             LimitKind::TokensPerMinute => &mut self.tokens,
-            LimitKind::TokensPerDay | LimitKind::TokensPerMonth | LimitKind::InFlight => {
-                return Duration::ZERO;
-            }
+            _ => return Duration::ZERO,
         };
         window.time_until_fits(demand, (limit / SHARE_DIVISOR).max(demand), &[], now)
     }

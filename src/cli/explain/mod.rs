@@ -268,7 +268,8 @@ fn write_class_and_limits(client: &Client, remaining: Option<&Remaining>, text: 
     }
     let Some(limiter) = &client.limiter else { return };
     let limits = limiter.uses(Instant::now(), SystemTime::now());
-    let limits: Vec<String> = limits.iter().map(|used| format!("{} {}", used.key, used.limit)).collect();
+    let limits: Vec<String> =
+        limits.iter().map(|used| format!("{} {}", used.key, used.key.kind.shown(used.limit))).collect();
     let mode = if limiter.mode() == LimitMode::Observe { " (observed only)" } else { "" };
     write_line(text, "may use", &format!("{}{mode}", limits.join(", ")));
     if let Some(remaining) = remaining {

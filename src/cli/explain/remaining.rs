@@ -45,19 +45,22 @@ pub(super) fn describe_remaining(remaining: &Remaining) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::limits::ShownAmount;
 
     #[test]
     fn what_is_left_stands_beside_the_limit() {
         let usage = |limit: &str, value, used: u64| LimitUsage {
             limit: limit.to_owned(),
-            value,
-            used,
-            remaining: value - used,
+            value: ShownAmount::Count(value),
+            used: ShownAmount::Count(used),
+            remaining: ShownAmount::Count(value - used),
         };
-        let limits = vec![usage("in_flight", 5, 2), usage("deployments.a.tokens_per_minute", 100, 100)];
+        let [value, used, remaining] = [2.5, 1.0, 1.5].map(ShownAmount::Money);
+        let cost = LimitUsage { limit: "cost_per_day".to_owned(), value, used, remaining };
+        let limits = vec![usage("in_flight", 5, 2), usage("deployments.a.tokens_per_minute", 100, 100), cost];
         assert_eq!(
             describe_remaining(&Ok(limits)),
-            "in_flight 3 of 5, deployments.a.tokens_per_minute 0 of 100"
+            "in_flight 3 of 5, deployments.a.tokens_per_minute 0 of 100, cost_per_day 1.5 of 2.5"
         );
         assert_eq!(describe_remaining(&Err("nobody answers".to_owned())), "not known: nobody answers");
     }

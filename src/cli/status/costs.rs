@@ -31,10 +31,15 @@ pub(super) fn cost_table(costs: &CostsStatus) -> Table {
     table
 }
 
-/// The currency, and from when on costs are counted.
-pub(super) fn cost_note(costs: &CostsStatus) -> Line {
-    let (currency, since) = (printable(&costs.currency), printable(&costs.since));
-    Line::plain(format!("costs are in {currency}, of the UTC day and month, counted since {since}"))
+/// The currency, and whether the sums are kept.
+pub(super) fn cost_notes(costs: &CostsStatus) -> Vec<Line> {
+    let currency = printable(&costs.currency);
+    let mut notes = vec![Line::plain(format!("costs are in {currency}, of the UTC day and month"))];
+    if let Some(reason) = &costs.not_saved {
+        let text = format!("the sums of costs are forgotten when the process ends: {}", printable(reason));
+        notes.push(Line::new(text, Style::Warning));
+    }
+    notes
 }
 
 #[cfg(test)]
@@ -58,7 +63,7 @@ mod tests {
             lines.take_while(|line| !line.is_empty()).collect::<Vec<_>>()
         };
         assert!(lines(&status).is_empty());
-        let costs = json!({ "currency": "USD", "since": "2026-11-27T08:00:00.000Z", "clients": [
+        let costs = json!({ "currency": "USD", "not_saved": "disk full", "clients": [
             { "client": null, "today": sum("0", 0), "month": sum("0.5", 0) },
             { "client": "a", "today": sum("1.25", 1), "month": sum("9.75", 3) },
             { "client": "b", "today": sum("0.000001", 0), "month": sum("10", 0) },
@@ -71,7 +76,8 @@ mod tests {
                 "b 0.000001 10 2 0",
                 "a 1.25 9.75 2 3",
                 "(unknown) 0 0.5 2 0",
-                "costs are in USD, of the UTC day and month, counted since 2026-11-27T08:00:00.000Z",
+                "costs are in USD, of the UTC day and month",
+                "the sums of costs are forgotten when the process ends: disk full",
             ]
         );
     }

@@ -55,7 +55,10 @@ pub(super) fn limit_notes(limits: &LimitsStatus) -> Vec<Line> {
         let text = format!("the use of budgets is forgotten when the process ends: {}", printable(reason));
         Line::new(text, Style::Warning)
     });
-    observed.into_iter().chain(not_saved).collect()
+    let currency = limits.currency.as_deref();
+    let currency =
+        currency.map(|currency| Line::plain(format!("limits by cost are in {}", printable(currency))));
+    observed.into_iter().chain(currency).chain(not_saved).collect()
 }
 
 #[cfg(test)]
@@ -92,6 +95,16 @@ mod tests {
         ];
         assert_eq!(shown(limits.clone(), false), [title, day, tokens]);
         assert_eq!(shown(limits.clone(), true), [title, day, tokens, requests]);
+        let cost = json!({ "limit": "cost_per_day", "value": 2.0, "used": 1.75, "remaining": 0.25 });
+        limits["clients"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({ "client": "c", "class": "batch", "limits": [cost] }));
+        limits["currency"] = json!("USD");
+        let cost = "c cost_per_day batch 1.75 2 0.25 87%";
+        assert_eq!(shown(limits.clone(), false), [title, day, cost, tokens, "limits by cost are in USD"]);
+        limits["clients"].as_array_mut().unwrap().pop();
+        limits["currency"] = json!(null);
         limits["mode"] = json!("observe");
         limits["budgets_not_saved"] = json!("disk\nfull");
         let notes = [

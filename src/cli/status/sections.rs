@@ -4,7 +4,7 @@
 use super::affinity::{memory_lines, resource_table};
 use super::backends::state_style;
 use super::caches::cache_table;
-use super::costs::{cost_note, cost_table};
+use super::costs::{cost_notes, cost_table};
 use super::fitted_table::{Cell, Column, Table};
 use super::limits::{limit_notes, limit_table};
 use super::pools::pool_exceptions;
@@ -276,7 +276,7 @@ fn queue(queue: Option<&QueueStatus>, shows_always: bool) -> Section {
 /// What the responses to each client cost; nothing without prices.
 fn costs(costs: Option<&CostsStatus>) -> Section {
     match costs {
-        Some(costs) => Section { table: cost_table(costs), notes: vec![cost_note(costs)] },
+        Some(costs) => Section { table: cost_table(costs), notes: cost_notes(costs) },
         None => Section::new(Table::new(&[])),
     }
 }

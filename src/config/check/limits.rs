@@ -6,23 +6,34 @@ use std::sync::Arc;
 use super::partial_backends::PartialBackends;
 use crate::config::schema::{ClientLimits, LimitMode, LimitSet, LimitsConfig};
 use crate::config::yaml::{YamlMapping, YamlNode};
+use crate::money::{Amount, AmountError};
 use crate::names::DeploymentName;
 
-const LIMIT_KEYS: [&str; 5] =
-    ["requests_per_minute", "tokens_per_minute", "tokens_per_day", "tokens_per_month", "in_flight"];
-const CLIENT_LIMIT_KEYS: [&str; 6] = [
+const LIMIT_KEYS: [&str; 7] = [
     "requests_per_minute",
     "tokens_per_minute",
     "tokens_per_day",
     "tokens_per_month",
+    "cost_per_day",
+    "cost_per_month",
+    "in_flight",
+];
+const CLIENT_LIMIT_KEYS: [&str; 8] = [
+    "requests_per_minute",
+    "tokens_per_minute",
+    "tokens_per_day",
+    "tokens_per_month",
+    "cost_per_day",
+    "cost_per_month",
     "in_flight",
     "deployments",
 ];
 /// More than anybody uses, and small enough that no sum of such numbers overflows.
 const MAX_LIMIT: u64 = 1_000_000_000_000_000;
-const COST_PROBLEM: &str = "is not supported: costs are computed after a response, and no budget is kept of them; limit \
-                            tokens_per_day or tokens_per_month instead";
-const COST_KEYS: [(&str, &str); 2] = [("cost_per_day", COST_PROBLEM), ("cost_per_month", COST_PROBLEM)];
+/// The same number in millionths.
+const MAX_COST: Amount = Amount::from_millionths(MAX_LIMIT);
+const COST_WITHOUT_PRICES: &str = "needs prices, without which no response has a cost; add the block prices, or limit \
+                                   tokens_per_day or tokens_per_month instead";
 const NESTED_DEPLOYMENTS: (&str, &str) = (
     "deployments",
     "must not be among the limits of a deployment; list each deployment once, beside this one",
@@ -40,10 +51,28 @@ pub(super) fn read_limits(
     let served_deployments = backends.and_then(PartialBackends::served_deployments);
     let default = map.read_optional("default", |node| {
         let what_it_means_without = "remove the key for no limits";
-        read_client_limits(node, what_it_means_without, None, served_deployments.as_ref())
+        let context = LimitContext::new(root, served_deployments.as_ref());
+        read_client_limits(node, what_it_means_without, None, context)
     });
     let cached_weight_permille = map.read_or("cached_weight", 1000, read_permille);
     Some(LimitsConfig { mode: mode?, default: default?, cached_weight_permille: cached_weight_permille? })
+}
+
+/// What limits are checked against.
+#[derive(Clone, Copy)]
+pub(super) struct LimitContext<'c> {
+    served_deployments: Option<&'c HashSet<&'c DeploymentName>>,
+    has_prices: bool,
+}
+
+impl<'c> LimitContext<'c> {
+    /// That of a file.
+    pub(super) fn new(
+        root: &YamlMapping<'_, '_>,
+        served_deployments: Option<&'c HashSet<&'c DeploymentName>>,
+    ) -> Self {
+        Self { served_deployments, has_prices: root.get("prices").is_some() }
+    }
 }
 
 /// Reads the limits of one client, or those of all that have none of their own. `without` says what to do instead of
@@ -52,13 +81,13 @@ pub(super) fn read_client_limits(
     node: &YamlNode<'_, '_>,
     without: &str,
     allowed_deployments: Option<&[DeploymentName]>,
-    served_deployments: Option<&HashSet<&DeploymentName>>,
+    context: LimitContext<'_>,
 ) -> Option<Arc<ClientLimits>> {
-    let map = node.read_mapping_with_refused_keys(&CLIENT_LIMIT_KEYS, &COST_KEYS)?;
+    let map = node.read_mapping(&CLIENT_LIMIT_KEYS)?;
     if map.is_empty() {
         return node.report_error(format!("must have a limit, such as tokens_per_minute: 200000; {without}"));
     }
-    let total = read_limit_set(&map);
+    let total = read_limit_set(&map, context);
     let deployments = map.read_or("deployments", BTreeMap::new(), |node| {
         let entries = node.read_named_entries()?;
         if entries.is_empty() {
@@ -68,8 +97,8 @@ pub(super) fn read_client_limits(
         }
         let mut sets = BTreeMap::new();
         for (key, node) in &entries {
-            let name = read_deployment_key(key, node, allowed_deployments, served_deployments);
-            let set = read_deployment_limits(node, total.as_ref());
+            let name = read_deployment_key(key, node, allowed_deployments, context.served_deployments);
+            let set = read_deployment_limits(node, total.as_ref(), context);
             if let Some(name) = name
                 && sets.insert(name, set).is_some()
             {
@@ -81,16 +110,34 @@ pub(super) fn read_client_limits(
     Some(Arc::new(ClientLimits { total: total?, deployments: deployments? }))
 }
 
-fn read_limit_set(map: &YamlMapping<'_, '_>) -> Option<LimitSet> {
-    let [requests_per_minute, tokens_per_minute, tokens_per_day, tokens_per_month, in_flight] =
-        LIMIT_KEYS.map(|key| map.read_optional(key, |node| node.read_integer(1..=MAX_LIMIT)));
+fn read_limit_set(map: &YamlMapping<'_, '_>, context: LimitContext<'_>) -> Option<LimitSet> {
+    let count = |key| map.read_optional(key, |node| node.read_integer(1..=MAX_LIMIT));
+    let cost = |key| map.read_optional(key, |node| read_cost_limit(node, context));
+    let (requests_per_minute, tokens_per_minute) = (count("requests_per_minute"), count("tokens_per_minute"));
+    let (tokens_per_day, tokens_per_month) = (count("tokens_per_day"), count("tokens_per_month"));
+    let (cost_per_day, cost_per_month) = (cost("cost_per_day"), cost("cost_per_month"));
+    let in_flight = count("in_flight");
     Some(LimitSet {
         requests_per_minute: requests_per_minute?,
         tokens_per_minute: tokens_per_minute?,
         tokens_per_day: tokens_per_day?,
         tokens_per_month: tokens_per_month?,
+        cost_per_day: cost_per_day?,
+        cost_per_month: cost_per_month?,
         in_flight: in_flight?,
     })
+}
+
+fn read_cost_limit(node: &YamlNode<'_, '_>, context: LimitContext<'_>) -> Option<Amount> {
+    let limit = node.read_parsed(|text| match Amount::parse(text.trim()) {
+        Ok(amount) if amount > Amount::ZERO && amount <= MAX_COST => Ok(amount),
+        Err(AmountError::TooPrecise) => Err("must have at most six decimals, such as 100.00".to_owned()),
+        _ => Err(format!("must be an amount above 0 and up to {MAX_COST}, such as 100.00")),
+    })?;
+    if !context.has_prices {
+        return node.report_error(COST_WITHOUT_PRICES);
+    }
+    Some(limit)
 }
 
 /// Reads the name of a deployment that has limits.
@@ -119,16 +166,18 @@ fn read_deployment_key(
 }
 
 /// Reads the limits of a deployment. Warns about those that are never reached.
-fn read_deployment_limits(node: &YamlNode<'_, '_>, total: Option<&LimitSet>) -> Option<LimitSet> {
-    let [cost_per_day, cost_per_month] = COST_KEYS;
-    let refused = [cost_per_day, cost_per_month, NESTED_DEPLOYMENTS];
-    let map = node.read_mapping_with_refused_keys(&LIMIT_KEYS, &refused)?;
+fn read_deployment_limits(
+    node: &YamlNode<'_, '_>,
+    total: Option<&LimitSet>,
+    context: LimitContext<'_>,
+) -> Option<LimitSet> {
+    let map = node.read_mapping_with_refused_keys(&LIMIT_KEYS, &[NESTED_DEPLOYMENTS])?;
     if map.is_empty() {
         return node.report_error(
             "must have a limit, such as tokens_per_minute: 50000; remove the name for no limits",
         );
     }
-    let set = read_limit_set(&map)?;
+    let set = read_limit_set(&map, context)?;
     for ((key, limit), (_, total)) in set.named().into_iter().zip(total.map(LimitSet::named)?) {
         if limit.zip(total).is_some_and(|(limit, total)| limit > total) {
             map.report_warning_at(
@@ -159,6 +208,30 @@ mod tests {
     use crate::config::{ClientsConfig, RequestClass};
 
     const BACKENDS: &str = "backends: [ { name: a, endpoint: 'https://a.b', credential: { api_key: k }, deployments: { gpt-4o: x, o3: y } } ]\n";
+
+    const PRICES: &str = "prices: { currency: USD, rows: [ { model: m, input: 1 } ] }\n";
+
+    #[test]
+    fn a_limit_by_cost_is_exact_and_needs_prices() {
+        for (written, millionths) in
+            [("100.00", 100_000_000), ("0.000001", 1), ("'1000000000'", MAX_LIMIT), ("'${FOUR}'", 4_000_000)]
+        {
+            let limits = format!(
+                "{PRICES}limits: {{ default: {{ cost_per_day: {written}, deployments: {{ x: {{ cost_per_month: {written} }} }} }} }}"
+            );
+            let limits = parse_valid(&limits).config.limits.default.unwrap();
+            let expected = Some(Amount::from_millionths(millionths));
+            let of_deployment = limits.deployments.values().next().unwrap();
+            assert_eq!(
+                (limits.total.cost_per_day, of_deployment.cost_per_month),
+                (expected, expected),
+                "{written}"
+            );
+        }
+        let prices_with_error = "prices: { currency: USD }\nlimits: { default: { cost_per_day: 1 } }";
+        let problems = errors_in(prices_with_error);
+        assert!(problems.iter().all(|problem| problem.starts_with("prices")), "{problems:?}");
+    }
 
     /// A file with one client that has this key and these further keys.
     fn one_client(more: &str) -> String {
@@ -203,6 +276,8 @@ mod tests {
             tokens_per_minute: Some(2),
             tokens_per_day: Some(3),
             tokens_per_month: Some(4),
+            cost_per_day: None,
+            cost_per_month: None,
             in_flight: Some(1_000_000_000_000_000),
         };
         let deployment = DeploymentName::parse("gpt-4O").unwrap();
@@ -216,10 +291,17 @@ mod tests {
     #[test]
     fn each_limit_stands_beside_its_key() {
         for key in LIMIT_KEYS {
-            let limits = class_and_limits(&format!("limits: {{ {key}: 7 }}")).1.unwrap();
+            let ClientsConfig::Listed(clients) =
+                parse_valid(&format!("{PRICES}{}", one_client(&format!("limits: {{ {key}: 7 }}"))))
+                    .config
+                    .clients
+            else {
+                panic!("the file lists a client")
+            };
+            let limits = clients[0].limits.clone().unwrap();
             let written: Vec<_> =
                 limits.total.named().into_iter().filter(|(_, limit)| limit.is_some()).collect();
-            assert_eq!(written, [(key, Some(7))]);
+            assert_eq!(written, [(key, Some(if key.starts_with("cost") { 7_000_000 } else { 7 }))]);
         }
     }
 
@@ -258,8 +340,10 @@ mod tests {
     #[test]
     fn invalid_limits_are_reported_for_clients_and_for_the_default() {
         const NUMBER: &str = "must be a whole number from 1 to 1000000000000000";
-        const KEYS: &str = "requests_per_minute, tokens_per_minute, tokens_per_day, tokens_per_month";
-        let cost = |key: &str| format!("{key}: {COST_PROBLEM}");
+        const KEYS: &str = "requests_per_minute, tokens_per_minute, tokens_per_day, tokens_per_month, cost_per_day, cost_per_month";
+        let cost = |key: &str| format!("{key}: {COST_WITHOUT_PRICES}");
+        let amount =
+            |key: &str| format!("{key}: must be an amount above 0 and up to 1000000000, such as 100.00");
         let empty_deployment = ".deployments.x: must have a limit, such as tokens_per_minute: 50000; remove the name for no limits";
         for (limits, expected) in [
             ("{ requests_per_minute: 0 }", vec![format!(".requests_per_minute: {NUMBER}")]),
@@ -274,7 +358,12 @@ mod tests {
             ("", vec![": is empty; remove it or give it a value".to_owned()]),
             ("{ token_per_minute: 5 }", vec![".token_per_minute: unknown key; did you mean `tokens_per_minute`?".to_owned()]),
             ("{ speed: 5 }", vec![format!(".speed: unknown key; the keys here are {KEYS}, in_flight and deployments")]),
-            ("{ cost_per_day: 100.00, cost_per_month: x }", vec![cost(".cost_per_day"), cost(".cost_per_month")]),
+            ("{ cost_per_day: 100.00, cost_per_month: 2000 }", vec![cost(".cost_per_day"), cost(".cost_per_month")]),
+            ("{ cost_per_day: x, cost_per_month: 0 }", vec![amount(".cost_per_day"), amount(".cost_per_month")]),
+            ("{ cost_per_day: -1, cost_per_month: 1000000000.000001 }", vec![amount(".cost_per_day"), amount(".cost_per_month")]),
+            ("{ cost_per_day: $5, cost_per_month: 1e3 }", vec![amount(".cost_per_day"), amount(".cost_per_month")]),
+            ("{ cost_per_day: 0.0000001 }", vec![".cost_per_day: must have at most six decimals, such as 100.00".to_owned()]),
+            ("{ cost_per_day: [1] }", vec![".cost_per_day: must be a string, not a list".to_owned()]),
             (
                 "{ deployments: {} }",
                 vec![".deployments: must not be empty; remove the key, or write limits such as gpt-4o: { tokens_per_minute: 50000 }".to_owned()],

@@ -33,7 +33,7 @@ entra:
   authority: https://a
   leeway: 60s
 limits:
-  default: { requests_per_minute: 1, tokens_per_minute: 1, tokens_per_day: 1, tokens_per_month: 1, in_flight: 1, deployments: { d: { requests_per_minute: 1, tokens_per_minute: 1, tokens_per_day: 1, tokens_per_month: 1, in_flight: 1 } } }
+  default: { requests_per_minute: 1, tokens_per_minute: 1, tokens_per_day: 1, tokens_per_month: 1, cost_per_day: 1, cost_per_month: 1, in_flight: 1, deployments: { d: { requests_per_minute: 1, tokens_per_minute: 1, tokens_per_day: 1, tokens_per_month: 1, cost_per_day: 1, cost_per_month: 1, in_flight: 1 } } }
 shed: { batch: 80%, standard: 95%, interactive: 99% }
 pools: { d: { balance: prompt_cache } }
 traces: { endpoint: http://127.0.0.1:1, sample: 5%, headers: { a: b }, forward: true, tls: { ca: a.pem } }
@@ -66,7 +66,7 @@ backends:
   - { name: d, endpoint: https://d, credential: { entra: { managed_identity: { object_id: c } } } }
 clients:
   - { name: c, entra: { app_ids: [a], roles: [r] }, certificates: ["CN=a"] }
-  - { name: d, keys: [ { sha256: a } ], limits: { deployments: { d: { requests_per_minute: 1, tokens_per_minute: 1, tokens_per_day: 1, tokens_per_month: 1, in_flight: 1 } } } }
+  - { name: d, keys: [ { sha256: a } ], limits: { deployments: { d: { requests_per_minute: 1, tokens_per_minute: 1, tokens_per_day: 1, tokens_per_month: 1, cost_per_day: 1, cost_per_month: 1, in_flight: 1 } } } }
 key_vault: { credential: { entra: { client_secret: { tenant: t, client_id: c, secret: s } } } }
 prices: { file: prices.yaml }
 shared: { redis: { url: "redis://a", password: { key_vault: https://a/secrets/b } } }

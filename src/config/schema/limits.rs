@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::config::values::Percentage;
+use crate::money::Amount;
 use crate::names::DeploymentName;
 
 /// `limits`: what applies to the limits of all clients.
@@ -102,7 +103,8 @@ impl ShedConfig {
     }
 }
 
-/// Limits that apply at the same time. Each is from 1 to 10^15; `None` for no limit.
+/// Limits that apply at the same time. Each is from 1 to 10^15, one by cost in millionths of the currency; `None` for no
+/// limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LimitSet {
     /// Requests within the last 60 seconds.
@@ -113,18 +115,24 @@ pub struct LimitSet {
     pub tokens_per_day: Option<u64>,
     /// Input and output tokens within a calendar month, in UTC.
     pub tokens_per_month: Option<u64>,
+    /// What responses cost within a day, in UTC.
+    pub cost_per_day: Option<Amount>,
+    /// What responses cost within a calendar month, in UTC.
+    pub cost_per_month: Option<Amount>,
     /// Requests at the same time.
     pub in_flight: Option<u64>,
 }
 
 impl LimitSet {
-    /// Each limit with its key in the file.
-    pub fn named(&self) -> [(&'static str, Option<u64>); 5] {
+    /// Each limit with its key in the file; those by cost in millionths of the currency.
+    pub fn named(&self) -> [(&'static str, Option<u64>); 7] {
         [
             ("requests_per_minute", self.requests_per_minute),
             ("tokens_per_minute", self.tokens_per_minute),
             ("tokens_per_day", self.tokens_per_day),
             ("tokens_per_month", self.tokens_per_month),
+            ("cost_per_day", self.cost_per_day.map(Amount::millionths)),
+            ("cost_per_month", self.cost_per_month.map(Amount::millionths)),
             ("in_flight", self.in_flight),
         ]
     }

@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use super::mailbox::Mailbox;
-use crate::admission::budgets::{BudgetUse, UtcWindows};
-use crate::admission::limits::{Budget, LimitKind};
+use crate::admission::budgets::{BudgetUse, UtcWindows, WindowSums};
+use crate::admission::limits::{Amounts, Budget, BudgetWindow};
 use crate::names::{ClientName, DeploymentName};
-use crate::state::budget_log::BudgetEntry;
+use crate::state::budget_log::{BudgetEntry, CostCounts};
 
 /// What an account is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,9 +32,23 @@ impl BudgetScope {
     pub(super) fn read(entry: &BudgetEntry) -> (Self, KnownUse) {
         let scope = Self { client: entry.client.clone(), deployment: entry.deployment.clone() };
         let windows = UtcWindows { day: entry.day, month: entry.month };
-        let of = |day_tokens, month_tokens| BudgetUse { windows, day_tokens, month_tokens };
-        let own = of(entry.day_tokens, entry.month_tokens);
-        (scope, KnownUse { own, others: of(entry.others_day_tokens, entry.others_month_tokens) })
+        let sums = |tokens, costs: CostCounts| WindowSums {
+            tokens,
+            cost_millionths: costs.millionths,
+            provisioned: costs.provisioned,
+            without_cost: costs.unknown,
+        };
+        let own = BudgetUse {
+            windows,
+            day: sums(entry.day_tokens, entry.day_costs),
+            month: sums(entry.month_tokens, entry.month_costs),
+        };
+        let others = BudgetUse {
+            windows,
+            day: sums(entry.others_day_tokens, entry.others_day_costs),
+            month: sums(entry.others_month_tokens, entry.others_month_costs),
+        };
+        (scope, KnownUse { own, others })
     }
 
     /// The entry for what was used. It has the later day and month of the two; what was used before does not count.
@@ -43,15 +57,26 @@ impl BudgetScope {
             day: own.windows.day.max(others.windows.day),
             month: own.windows.month.max(others.windows.month),
         };
+        let used = |used: BudgetUse| (used.used_in_day(windows), used.used_in_month(windows));
+        let ((day, month), (others_day, others_month)) = (used(own), used(others));
+        let costs = |sums: WindowSums| CostCounts {
+            millionths: sums.cost_millionths,
+            provisioned: sums.provisioned,
+            unknown: sums.without_cost,
+        };
         BudgetEntry {
             client: self.client.clone(),
             deployment: self.deployment.clone(),
             day: windows.day,
-            day_tokens: own.used_in_day(windows),
+            day_tokens: day.tokens,
             month: windows.month,
-            month_tokens: own.used_in_month(windows),
-            others_day_tokens: others.used_in_day(windows),
-            others_month_tokens: others.used_in_month(windows),
+            month_tokens: month.tokens,
+            day_costs: costs(day),
+            month_costs: costs(month),
+            others_day_tokens: others_day.tokens,
+            others_month_tokens: others_month.tokens,
+            others_day_costs: costs(others_day),
+            others_month_costs: costs(others_month),
         }
     }
 }
@@ -64,7 +89,9 @@ impl KnownUse {
 
     /// Whether nothing of it counts any longer.
     fn is_outdated(&self, now: UtcWindows) -> bool {
-        [self.own, self.others].iter().all(|used| used.used_in_day(now) == 0 && used.used_in_month(now) == 0)
+        [self.own, self.others]
+            .iter()
+            .all(|used| used.used_in_day(now).is_empty() && used.used_in_month(now).is_empty())
     }
 }
 
@@ -103,12 +130,12 @@ impl BudgetAccount {
     pub(super) fn restore(&self, used: KnownUse) {
         let mut state = self.lock();
         state.used.own.merge(used.own);
-        let BudgetUse { windows, day_tokens, month_tokens } = used.others;
-        state.used.others.raise_day(windows.day, day_tokens);
-        state.used.others.raise_month(windows.month, month_tokens);
+        let BudgetUse { windows, day, month } = used.others;
+        state.used.others.raise_day(windows.day, day);
+        state.used.others.raise_month(windows.month, month);
     }
 
-    /// Adds what another process has counted.
+    /// Adds what was counted elsewhere, or for a day that may have passed.
     pub(super) fn add_use(&self, used: BudgetUse) {
         let mut state = self.lock();
         state.used.own.merge(used);
@@ -138,60 +165,70 @@ impl BudgetAccount {
         TakenUse { account: Arc::clone(self), used, unsaved, was_file_behind }
     }
 
+    /// What this instance has counted in the day or month of these windows.
+    pub(super) fn sums(&self, window: BudgetWindow, now: UtcWindows) -> WindowSums {
+        let used = self.lock().used.own;
+        match window {
+            BudgetWindow::Day => used.used_in_day(now),
+            BudgetWindow::Month => used.used_in_month(now),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, AccountState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Budget for BudgetAccount {
-    fn add(&self, tokens: u64, now: SystemTime) {
-        if tokens == 0 {
+    fn add(&self, amounts: Amounts, now: SystemTime) {
+        if amounts.is_zero() {
             return;
         }
-        let windows = UtcWindows::at(now);
+        let (sums, windows) = (sums_of(amounts), UtcWindows::at(now));
         let mut state = self.lock();
-        state.used.own.add(tokens, windows);
+        state.used.own.add(sums, windows);
         // As it was counted: the clock may have been set back.
-        let counted = BudgetUse { windows: state.used.own.windows, day_tokens: tokens, month_tokens: tokens };
+        let counted = BudgetUse::of_both(sums, state.used.own.windows);
         state.unsaved.merge(counted);
         drop(state);
         self.mailbox.on_change();
     }
 
-    fn add_missing(&self, kind: LimitKind, tokens: u64, now: SystemTime) {
-        if tokens == 0 {
+    fn add_missing(&self, window: BudgetWindow, amounts: Amounts, now: SystemTime) {
+        if amounts.is_zero() {
             return;
         }
-        let [day_tokens, month_tokens] = [LimitKind::TokensPerDay, LimitKind::TokensPerMonth]
-            .map(|of| if of == kind { tokens } else { 0 });
-        self.add_use(BudgetUse { windows: UtcWindows::at(now), day_tokens, month_tokens });
+        let mut missing = BudgetUse { windows: UtcWindows::at(now), ..BudgetUse::default() };
+        match window {
+            BudgetWindow::Day => missing.day = sums_of(amounts),
+            BudgetWindow::Month => missing.month = sums_of(amounts),
+        }
+        self.add_use(missing);
     }
 
-    fn give_up(&self, kind: LimitKind, tokens: u64, now: SystemTime) {
-        let windows = UtcWindows::at(now);
+    fn give_up(&self, window: BudgetWindow, amounts: Amounts, now: SystemTime) {
+        let (sums, windows) = (sums_of(amounts), UtcWindows::at(now));
         let mut state = self.lock();
-        match kind {
-            LimitKind::TokensPerDay => state.used.own.reduce_day(tokens, windows),
-            LimitKind::TokensPerMonth => state.used.own.reduce_month(tokens, windows),
-            LimitKind::RequestsPerMinute | LimitKind::TokensPerMinute | LimitKind::InFlight => {}
+        match window {
+            BudgetWindow::Day => state.used.own.reduce_day(sums, windows),
+            BudgetWindow::Month => state.used.own.reduce_month(sums, windows),
         }
         state.is_file_behind = true;
         drop(state);
         self.mailbox.on_change();
     }
 
-    fn used(&self, now: SystemTime) -> (u64, u64) {
-        let (windows, state) = (UtcWindows::at(now), self.lock());
-        (state.used.own.used_in_day(windows), state.used.own.used_in_month(windows))
+    fn used(&self, window: BudgetWindow, now: SystemTime) -> Amounts {
+        amounts_of(self.sums(window, UtcWindows::at(now)))
     }
 
-    fn note_others(&self, kind: LimitKind, window: u32, tokens: u64) {
+    fn note_others(&self, window: BudgetWindow, number: u32, amounts: Amounts) {
+        let sums = sums_of(amounts);
         let mut state = self.lock();
         let others = &mut state.used.others;
-        let is_news = match kind {
-            LimitKind::TokensPerDay => others.raise_day(window, tokens),
-            LimitKind::TokensPerMonth => others.raise_month(window, tokens),
-            LimitKind::RequestsPerMinute | LimitKind::TokensPerMinute | LimitKind::InFlight => false,
+        let is_news = match window {
+            BudgetWindow::Day => others.raise_day(number, sums),
+            BudgetWindow::Month => others.raise_month(number, sums),
         };
         state.is_file_behind |= is_news;
         drop(state);
@@ -200,16 +237,22 @@ impl Budget for BudgetAccount {
         }
     }
 
-    fn others(&self, kind: LimitKind, window: u32) -> u64 {
-        let state = self.lock();
-        match kind {
-            LimitKind::TokensPerDay => state.used.others.used_in_day(UtcWindows { day: window, month: 0 }),
-            LimitKind::TokensPerMonth => {
-                state.used.others.used_in_month(UtcWindows { day: 0, month: window })
-            }
-            LimitKind::RequestsPerMinute | LimitKind::TokensPerMinute | LimitKind::InFlight => 0,
-        }
+    fn others(&self, window: BudgetWindow, number: u32) -> Amounts {
+        let others = self.lock().used.others;
+        amounts_of(match window {
+            BudgetWindow::Day => others.used_in_day(UtcWindows { day: number, month: 0 }),
+            BudgetWindow::Month => others.used_in_month(UtcWindows { day: 0, month: number }),
+        })
     }
+}
+
+fn sums_of(amounts: Amounts) -> WindowSums {
+    let Amounts { tokens, cost_millionths } = amounts;
+    WindowSums { tokens, cost_millionths, ..WindowSums::default() }
+}
+
+fn amounts_of(sums: WindowSums) -> Amounts {
+    Amounts { tokens: sums.tokens, cost_millionths: sums.cost_millionths }
 }
 
 impl TakenUse {

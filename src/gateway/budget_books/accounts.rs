@@ -6,18 +6,30 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::account::{BudgetAccount, BudgetScope, KnownUse, TakenUse};
 use super::mailbox::Mailbox;
 use super::save_problem::SaveProblem;
+use super::subject::BookSubject;
 use crate::admission::budgets::UtcWindows;
 use crate::state::budget_log::BudgetEntry;
 
 /// The accounts, and what they share with the thread that saves them.
 #[derive(Debug, Default)]
 pub(super) struct Accounts {
+    pub(super) subject: BookSubject,
     by_scope: Mutex<HashMap<BudgetScope, Arc<BudgetAccount>>>,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) problem: SaveProblem,
 }
 
 impl Accounts {
+    /// No accounts.
+    pub(super) fn new(subject: BookSubject) -> Self {
+        Self { subject, problem: SaveProblem::new(subject), ..Self::default() }
+    }
+
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<(BudgetScope, Arc<BudgetAccount>)> {
+        self.lock().iter().map(|(scope, account)| (scope.clone(), Arc::clone(account))).collect()
+    }
+
     /// The account of a scope, which begins at 0 if it is new.
     pub(super) fn get_or_create(&self, scope: &BudgetScope) -> Arc<BudgetAccount> {
         let mut accounts = self.lock();
@@ -64,7 +76,7 @@ impl Accounts {
         current.map(BudgetAccount::take_all).collect()
     }
 
-    /// Budgets cannot be saved.
+    /// They cannot be saved.
     pub(super) fn on_not_saved(&self, problem: String) {
         let is_used = self.len() > 0;
         self.problem.begin(problem, is_used);

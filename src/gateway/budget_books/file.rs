@@ -10,10 +10,9 @@ use std::sync::Arc;
 
 use log::{info, warn};
 
+use super::subject::BookSubject;
 use crate::state::StateDirectory;
-use crate::state::budget_log::{
-    BudgetEntry, BudgetLogError, Damage, FILE_NAME, encode_entry, encode_header, read,
-};
+use crate::state::budget_log::{BudgetEntry, BudgetLogError, Damage, encode_entry, encode_header, read};
 
 /// A log of fewer lines is not written anew because of its length.
 const MIN_COMPACTED_LINES: usize = 4096;
@@ -22,6 +21,7 @@ const MIN_COMPACTED_LINES: usize = 4096;
 #[derive(Debug)]
 pub(super) struct BudgetFile {
     directory: Arc<StateDirectory>,
+    subject: BookSubject,
     /// `None` if it has to be written anew.
     file: Option<File>,
     /// The lines of entries in it.
@@ -32,21 +32,21 @@ pub(super) struct BudgetFile {
 
 impl BudgetFile {
     /// The log in this directory, and its entries. One that cannot be used is set aside.
-    pub(super) fn open(directory: Arc<StateDirectory>) -> (Self, Vec<BudgetEntry>) {
+    pub(super) fn open(directory: Arc<StateDirectory>, subject: BookSubject) -> (Self, Vec<BudgetEntry>) {
         let mut entries = Vec::new();
         let read_file = |file| read(&mut BufReader::new(file), |entry| entries.push(entry));
-        let opened = directory.open_to_append(FILE_NAME).map_err(BudgetLogError::from);
+        let opened = directory.open_to_append(subject.file_name()).map_err(BudgetLogError::from);
         let is_inherited = match opened.and_then(|file| file.map(read_file).transpose()) {
             Ok(damage) => {
-                report_damage(damage.unwrap_or_default());
+                report_damage(damage.unwrap_or_default(), subject);
                 damage.is_some()
             }
             Err(problem) => {
-                directory.set_aside_and_log(FILE_NAME, "so the budgets of the clients begin anew", &problem);
+                directory.set_aside_and_log(subject.file_name(), subject.consequence_of_loss(), &problem);
                 !entries.is_empty()
             }
         };
-        (Self { directory, file: None, lines: 0, is_inherited }, entries)
+        (Self { directory, subject, file: None, lines: 0, is_inherited }, entries)
     }
 
     pub(super) fn directory_path(&self) -> &Path {
@@ -104,21 +104,22 @@ impl BudgetFile {
         let mut text = Vec::new();
         encode_header(&mut text);
         entries.iter().for_each(|entry| encode_entry(entry, &mut text));
-        let mut replacement = self.directory.begin_replacement(FILE_NAME)?;
+        let mut replacement = self.directory.begin_replacement(self.subject.file_name())?;
         replacement.file().write_all(&text)?;
         (self.file, self.lines, self.is_inherited) = (Some(replacement.commit()?), entries.len(), false);
         Ok(())
     }
 }
 
-fn report_damage(damage: Damage) {
+fn report_damage(damage: Damage, subject: BookSubject) {
+    let file_name = subject.file_name();
     if damage.lines > 0 {
         warn!(
-            "server.state_directory: {} lines of {FILE_NAME} are damaged and skipped: some clients may be able to use \
-             more than their budgets",
-            damage.lines
+            "server.state_directory: {} lines of {file_name} are damaged and skipped: {}",
+            damage.lines,
+            subject.consequence_of_damage()
         );
     } else if damage.torn_bytes > 0 {
-        info!("server.state_directory: the last line of {FILE_NAME} is incomplete, as a kill leaves it");
+        info!("server.state_directory: the last line of {file_name} is incomplete, as a kill leaves it");
     }
 }

@@ -1,5 +1,5 @@
-//! The books of budgets: what each client has used in the current UTC day and month. They are kept in the state
-//! directory, so that they outlive a restart, a kill and an upgrade.
+//! The books of budgets: what each client has used in the current UTC day and month; and those of costs, with the sums
+//! that the status shows. They are kept in the state directory, so that they outlive a restart, a kill and an upgrade.
 //!
 //! Requests add to accounts in memory (`account.rs`). One thread passes on what has changed within a second
 //! (`worker.rs`): to the file, or, once another process has taken over, to that process. It sleeps while nothing
@@ -7,9 +7,11 @@
 
 mod account;
 mod accounts;
+mod cost_book;
 mod file;
 mod mailbox;
 mod save_problem;
+mod subject;
 mod worker;
 
 #[cfg(test)]
@@ -27,11 +29,12 @@ use self::mailbox::Command;
 use self::worker::Worker;
 use crate::admission::limits::Budget;
 use crate::names::{ClientName, DeploymentName};
-use crate::state::budget_log::{BudgetEntry, FILE_NAME};
+use crate::state::budget_log::BudgetEntry;
 use crate::state::{StateDirectory, StateError};
 
 pub use self::account::{BudgetAccount, BudgetScope};
 pub use self::mailbox::BudgetReport;
+pub use self::subject::BookSubject;
 
 /// How long a handover waits until the file is given up.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -45,6 +48,10 @@ pub struct BudgetBooks {
 }
 
 impl BudgetBooks {
+    fn new(subject: BookSubject) -> Self {
+        Self { accounts: Arc::new(Accounts::new(subject)) }
+    }
+
     /// What is used of a client's budget for a deployment, or for all.
     pub fn open(&self, client: Option<&ClientName>, deployment: Option<&DeploymentName>) -> Arc<dyn Budget> {
         self.account(&BudgetScope { client: client.cloned(), deployment: deployment.cloned() })
@@ -56,11 +63,11 @@ impl BudgetBooks {
     }
 
     /// Reads the file, at a start or after the predecessor has given the directory up, and goes on with it. A
-    /// directory that cannot be used is logged if there are budgets.
+    /// directory that cannot be used is logged if there are accounts.
     pub fn restore(&self, opened: &Result<Arc<StateDirectory>, StateError>) {
         match opened {
             Ok(directory) => {
-                let (file, entries) = BudgetFile::open(Arc::clone(directory));
+                let (file, entries) = BudgetFile::open(Arc::clone(directory), self.accounts.subject);
                 self.accounts.restore(&entries);
                 self.start_worker();
                 self.accounts.mailbox.send(Command::Own(Box::new(file)));
@@ -74,7 +81,7 @@ impl BudgetBooks {
     pub fn release_directory(&self, report: BudgetReport) {
         self.start_worker();
         if !self.command_and_wait(RELEASE_TIMEOUT, |done| Command::Release { report, done }) {
-            warn!("{FILE_NAME} is still being written by this process");
+            warn!("{} is still being written by this process", self.accounts.subject.file_name());
         }
     }
 
@@ -87,7 +94,8 @@ impl BudgetBooks {
     pub fn close(&self) {
         if !self.command_and_wait(CLOSE_TIMEOUT, |done| Command::Close { done }) {
             warn!(
-                "what clients have used last of their budgets may not be saved: the disk or the successor is too slow"
+                "{} last may not be saved: the disk or the successor is too slow",
+                self.accounts.subject.description()
             );
         }
     }
@@ -111,7 +119,7 @@ impl BudgetBooks {
     fn start_worker(&self) {
         let Some(commands) = self.accounts.mailbox.open() else { return };
         let worker = Worker::new(Arc::clone(&self.accounts));
-        let thread = std::thread::Builder::new().name("budgets".to_owned());
+        let thread = std::thread::Builder::new().name(self.accounts.subject.thread_name().to_owned());
         if let Err(problem) = thread.spawn(move || worker.run(&commands)) {
             self.accounts.on_not_saved(format!("cannot start a thread: {problem}"));
         }

@@ -1,12 +1,17 @@
-//! Why budgets are not saved.
+//! Why books are not saved.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use log::warn;
 
-/// The current problem. It is logged once, and only if there are budgets.
+use super::subject::BookSubject;
+
+/// The current problem. It is logged once, and only if there are accounts.
 #[derive(Debug, Default)]
-pub(super) struct SaveProblem(Mutex<Incident>);
+pub(super) struct SaveProblem {
+    subject: BookSubject,
+    incident: Mutex<Incident>,
+}
 
 #[derive(Debug, Default)]
 struct Incident {
@@ -15,11 +20,15 @@ struct Incident {
 }
 
 impl SaveProblem {
+    pub(super) fn new(subject: BookSubject) -> Self {
+        Self { subject, ..Self::default() }
+    }
+
     pub(super) fn current(&self) -> Option<String> {
         self.lock().problem.clone()
     }
 
-    /// Budgets cannot be saved. It is logged at once if `is_used`.
+    /// Nothing can be saved. It is logged at once if `is_used`.
     pub(super) fn begin(&self, problem: String, is_used: bool) {
         self.lock().problem = Some(problem);
         if is_used {
@@ -33,19 +42,19 @@ impl SaveProblem {
         let Incident { problem: Some(problem), is_told: is_told @ false } = &mut *incident else { return };
         *is_told = true;
         warn!(
-            "server.state_directory: what clients have used of their budgets is kept in memory only, until this process \
-             ends: {problem}"
+            "server.state_directory: {} is kept in memory only, until this process ends: {problem}",
+            self.subject.description()
         );
     }
 
-    /// Budgets are saved.
+    /// All is saved.
     pub(super) fn end(&self) {
         if std::mem::take(&mut *self.lock()).is_told {
-            warn!("server.state_directory: what clients have used of their budgets is saved again");
+            warn!("server.state_directory: {} is saved again", self.subject.description());
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Incident> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.incident.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

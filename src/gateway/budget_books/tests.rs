@@ -9,10 +9,10 @@ use proptest::prelude::*;
 
 use super::account::KnownUse;
 use super::*;
-use crate::admission::budgets::{BudgetUse, UtcWindows, end_of_day, end_of_month};
-use crate::admission::limits::LimitKind;
+use crate::admission::budgets::{BudgetUse, UtcWindows, WindowSums, end_of_day, end_of_month};
+use crate::admission::limits::{Amounts, BudgetWindow};
 use crate::names::{ClientName, DeploymentName};
-use crate::state::budget_log::{encode_entry, encode_header, read};
+use crate::state::budget_log::{FILE_NAME, encode_entry, encode_header, read};
 
 /// When the tests began: a midnight while they run does not matter.
 fn now() -> SystemTime {
@@ -38,12 +38,19 @@ fn start(directory: &Path) -> BudgetBooks {
 }
 
 fn used(books: &BudgetBooks, scope: &BudgetScope) -> (u64, u64) {
-    books.account(scope).used(now())
+    tokens_of(&books.account(scope), now())
+}
+
+/// The tokens of the day and of the month.
+fn tokens_of(account: &BudgetAccount, now: SystemTime) -> (u64, u64) {
+    let tokens = |window| account.used(window, now).tokens;
+    (tokens(BudgetWindow::Day), tokens(BudgetWindow::Month))
 }
 
 fn entry(client: &str, tokens: u64) -> BudgetEntry {
     let windows = UtcWindows::at(now());
-    let own = BudgetUse { windows, day_tokens: tokens, month_tokens: tokens };
+    let sums = WindowSums { tokens, ..WindowSums::default() };
+    let own = BudgetUse::of_both(sums, windows);
     scope(client, None).to_entry(KnownUse { own, others: BudgetUse::default() })
 }
 
@@ -100,7 +107,7 @@ fn what_is_used_is_in_the_file_soon_and_known_after_a_kill() {
     let nameless = BudgetScope { client: None, deployment: None };
     let scopes = [scope("a", None), scope("a", Some("gpt-4o")), nameless];
     for tokens in 1..=3 {
-        scopes.iter().for_each(|scope| books.account(scope).add(tokens, now()));
+        scopes.iter().for_each(|scope| books.account(scope).add(Amounts::of_tokens(tokens), now()));
         let sum: u64 = (1..=tokens).sum();
         // Once the file has it, the thread sleeps until the next change.
         wait_until("it is in the file", || logged_tokens(directory.path(), "a") == Some(sum));
@@ -123,32 +130,55 @@ fn what_is_used_is_in_the_file_soon_and_known_after_a_kill() {
 fn what_the_others_have_used_is_known_after_a_restart_and_is_nothing_that_this_instance_has_used() {
     let directory = tempfile::tempdir().unwrap();
     let books = start(directory.path());
-    let (a, windows) = (scope("a", None), UtcWindows::at(now()));
+    let (a, UtcWindows { day, month }) = (scope("a", None), UtcWindows::at(now()));
+    let amounts = |tokens, cost_millionths| Amounts { tokens, cost_millionths };
     let of_others = |books: &BudgetBooks| {
         let account = books.account(&a);
-        let day = account.others(LimitKind::TokensPerDay, windows.day);
-        (day, account.others(LimitKind::TokensPerMonth, windows.month))
+        (account.others(BudgetWindow::Day, day), account.others(BudgetWindow::Month, month))
     };
-    books.account(&a).note_others(LimitKind::TokensPerDay, windows.day, 30);
-    books.account(&a).note_others(LimitKind::TokensPerMonth, windows.month, 40);
-    books.account(&a).add(5, now());
-    books.account(&a).note_others(LimitKind::TokensPerDay, windows.day, 20);
-    assert_eq!((of_others(&books), used(&books, &a)), ((30, 40), (5, 5)));
+    let own = |books: &BudgetBooks| {
+        [BudgetWindow::Day, BudgetWindow::Month].map(|window| books.account(&a).used(window, now()))
+    };
+    // Limits of tokens and of cost are reported one by one.
+    books.account(&a).note_others(BudgetWindow::Day, day, amounts(30, 0));
+    books.account(&a).note_others(BudgetWindow::Month, month, amounts(40, 0));
+    books.account(&a).note_others(BudgetWindow::Day, day, amounts(0, 700));
+    books.account(&a).note_others(BudgetWindow::Month, month, amounts(0, 800));
+    books.account(&a).add(amounts(5, 50), now());
+    books.account(&a).note_others(BudgetWindow::Day, day, amounts(20, 600));
+    let known = (amounts(30, 700), amounts(40, 800));
+    assert_eq!((of_others(&books), own(&books)), (known, [amounts(5, 50); 2]));
     books.close();
     drop(books);
     let next = start(directory.path());
-    assert_eq!((of_others(&next), used(&next, &a)), ((30, 40), (5, 5)));
-    assert_eq!(next.account(&a).others(LimitKind::TokensPerDay, windows.day + 1), 0);
+    assert_eq!((of_others(&next), own(&next)), (known, [amounts(5, 50); 2]));
+    assert_eq!(next.account(&a).others(BudgetWindow::Day, day + 1), Amounts::default());
     // A successor gets it with the file, and is told only what this one has used.
     let successor = Arc::new(Mutex::new(None));
     next.release_directory(to(&successor));
-    next.account(&a).add(2, now());
-    next.account(&a).note_others(LimitKind::TokensPerDay, windows.day, 90);
+    next.account(&a).add(amounts(2, 20), now());
+    next.account(&a).note_others(BudgetWindow::Day, day, amounts(90, 900));
     *successor.lock().unwrap() = Some(start(directory.path()));
     next.close();
     let successor = successor.lock().unwrap();
     let successor = successor.as_ref().unwrap();
-    assert_eq!((of_others(successor), used(successor, &a)), ((30, 40), (7, 7)));
+    assert_eq!((of_others(successor), own(successor)), (known, [amounts(7, 70); 2]));
+}
+
+#[test]
+fn what_is_given_up_is_not_in_the_file_and_other_units_keep_their_sums() {
+    let directory = tempfile::tempdir().unwrap();
+    let books = start(directory.path());
+    let a = scope("a", None);
+    let amounts = |tokens, cost_millionths| Amounts { tokens, cost_millionths };
+    books.account(&a).add(amounts(5, 50), now());
+    books.account(&a).give_up(BudgetWindow::Day, amounts(0, 40), now());
+    books.account(&a).give_up(BudgetWindow::Month, amounts(3, 0), now());
+    books.close();
+    drop(books);
+    let next = start(directory.path());
+    let used = |window| next.account(&a).used(window, now());
+    assert_eq!((used(BudgetWindow::Day), used(BudgetWindow::Month)), (amounts(5, 10), amounts(2, 50)));
 }
 
 #[test]
@@ -158,10 +188,10 @@ fn what_is_used_last_is_in_the_file_when_the_process_has_ended() {
     for round in 0..4 {
         let books = start(directory.path());
         assert_eq!(used(&books, &a), (round, round));
-        books.account(&a).add(1, now());
+        books.account(&a).add(Amounts::of_tokens(1), now());
         books.close();
         // Nobody counts this any longer, and it does no harm.
-        books.account(&a).add(1, now());
+        books.account(&a).add(Amounts::of_tokens(1), now());
     }
     assert_eq!(logged_tokens(directory.path(), "a"), Some(4));
 }
@@ -171,10 +201,10 @@ fn a_day_and_a_month_that_have_passed_are_not_restored() {
     let (now, tomorrow, next_month) = (now(), end_of_day(now()), end_of_month(now()));
     let books = BudgetBooks::default();
     let account = books.account(&scope("a", None));
-    account.add(5, now);
-    assert_eq!((account.used(now), account.used(next_month)), ((5, 5), (0, 0)));
+    account.add(Amounts::of_tokens(5), now);
+    assert_eq!((tokens_of(&account, now), tokens_of(&account, next_month)), ((5, 5), (0, 0)));
     let is_last_day = UtcWindows::at(tomorrow).month != UtcWindows::at(now).month;
-    assert_eq!(account.used(tomorrow), (0, if is_last_day { 0 } else { 5 }));
+    assert_eq!(tokens_of(&account, tomorrow), (0, if is_last_day { 0 } else { 5 }));
     let directory = tempfile::tempdir().unwrap();
     let UtcWindows { day, month } = UtcWindows::at(now);
     let entries = [
@@ -185,7 +215,7 @@ fn a_day_and_a_month_that_have_passed_are_not_restored() {
     let books = start(directory.path());
     assert_eq!(used(&books, &scope("yesterday", None)), (0, 9));
     let last_month = books.account(&scope("last month", None));
-    assert_eq!(last_month.used(now), (0, 0));
+    assert_eq!(tokens_of(&last_month, now), (0, 0));
     books.close();
     // What no longer counts is not written again.
     assert_eq!(logged(directory.path()), entries[..1]);
@@ -205,7 +235,7 @@ fn a_file_that_was_cut_or_damaged_keeps_its_other_lines_and_is_continued() {
         let expected = [(0, 0), (1, 0), (1, 2), (3, 2)][lines];
         let found = (used(&books, &scope("a", None)).0, used(&books, &scope("b", None)).0);
         assert_eq!(found, expected, "cut at {cut}");
-        books.account(&scope("c", None)).add(9, now());
+        books.account(&scope("c", None)).add(Amounts::of_tokens(9), now());
         books.close();
         let next = start(directory.path());
         let found = ["a", "b", "c"].map(|client| used(&next, &scope(client, None)).0);
@@ -229,7 +259,7 @@ fn a_file_that_was_cut_or_damaged_keeps_its_other_lines_and_is_continued() {
 #[test]
 fn a_file_of_mostly_outdated_lines_is_compacted() {
     let directory = tempfile::tempdir().unwrap();
-    let mut file = BudgetFile::open(open(directory.path()).unwrap()).0;
+    let mut file = BudgetFile::open(open(directory.path()).unwrap(), BookSubject::Budgets).0;
     file.rewrite(&[entry("a", 1)]).unwrap();
     // The table: lines in the file, accounts, and whether it has to be written anew.
     let mut lines = 1;
@@ -255,7 +285,7 @@ fn a_file_of_mostly_outdated_lines_is_compacted() {
 #[test]
 fn a_file_that_cannot_be_appended_to_is_written_anew() {
     let directory = tempfile::tempdir().unwrap();
-    let mut file = BudgetFile::open(open(directory.path()).unwrap()).0;
+    let mut file = BudgetFile::open(open(directory.path()).unwrap(), BookSubject::Budgets).0;
     assert!(file.needs_rewrite(1) && !file.is_inherited());
     file.rewrite(&[entry("a", 1)]).unwrap();
     file.replace_with(fs::OpenOptions::new().append(true).open("/dev/full").unwrap());
@@ -274,15 +304,15 @@ fn while_the_disk_fails_requests_go_on_and_all_of_it_is_saved_later() {
     // What a new file is made in is taken by a directory.
     let obstacle = directory.path().join("budgets.log.new");
     fs::create_dir(&obstacle).unwrap();
-    account.add(1, now());
+    account.add(Amounts::of_tokens(1), now());
     wait_until("the problem is known", || books.save_problem().is_some());
     assert!(books.save_problem().unwrap().starts_with("cannot write budgets.log: "));
-    account.add(2, now());
-    assert_eq!(account.used(now()), (3, 3));
+    account.add(Amounts::of_tokens(2), now());
+    assert_eq!(tokens_of(&account, now()), (3, 3));
     fs::remove_dir(&obstacle).unwrap();
     wait_until("it is saved", || logged_tokens(directory.path(), "a") == Some(3));
     wait_until("the problem is over", || books.save_problem().is_none());
-    account.add(3, now());
+    account.add(Amounts::of_tokens(3), now());
     wait_until("it is appended", || logged_tokens(directory.path(), "a") == Some(6));
 }
 
@@ -292,7 +322,7 @@ fn without_a_directory_budgets_are_counted_in_memory() {
     let owner = open(directory.path()).unwrap();
     let books = start(directory.path());
     assert!(books.save_problem().unwrap().contains("each instance needs a directory of its own"));
-    books.account(&scope("a", None)).add(1, now());
+    books.account(&scope("a", None)).add(Amounts::of_tokens(1), now());
     assert_eq!(used(&books, &scope("a", None)), (1, 1));
     books.close();
     assert!(!directory.path().join(FILE_NAME).exists());
@@ -307,25 +337,25 @@ fn a_successor_reads_all_that_was_used_and_is_told_what_its_predecessor_finishes
     let directory = tempfile::tempdir().unwrap();
     let (a, b) = (scope("a", None), scope("b", Some("gpt-4o")));
     let predecessor = start(directory.path());
-    predecessor.account(&a).add(10, now());
+    predecessor.account(&a).add(Amounts::of_tokens(10), now());
     wait_until("it is in the file", || logged_tokens(directory.path(), "a") == Some(10));
     // Not in the file yet.
-    predecessor.account(&a).add(5, now());
+    predecessor.account(&a).add(Amounts::of_tokens(5), now());
     let successor = Arc::default();
     predecessor.release_directory(to(&successor));
     assert_eq!(logged_tokens(directory.path(), "a"), Some(15));
     // Before the successor serves.
-    predecessor.account(&a).add(100, now());
-    predecessor.account(&b).add(200, now());
+    predecessor.account(&a).add(Amounts::of_tokens(100), now());
+    predecessor.account(&b).add(Amounts::of_tokens(200), now());
     let books = start(directory.path());
     assert_eq!((books.save_problem(), used(&books, &a), used(&books, &b)), (None, (15, 15), (0, 0)));
-    books.account(&a).add(1, now());
+    books.account(&a).add(Amounts::of_tokens(1), now());
     *successor.lock().unwrap() = Some(books);
     let found = |scope| used(successor.lock().unwrap().as_ref().unwrap(), scope);
     wait_until("all of it is told", || (found(&a), found(&b)) == ((116, 116), (200, 200)));
-    predecessor.account(&b).add(1000, now());
+    predecessor.account(&b).add(Amounts::of_tokens(1000), now());
     wait_until("more of it is told", || found(&b) == (1200, 1200));
-    predecessor.account(&b).add(5000, now());
+    predecessor.account(&b).add(Amounts::of_tokens(5000), now());
     predecessor.close();
     assert_eq!((found(&a), found(&b)), ((116, 116), (6200, 6200)));
     successor.lock().unwrap().take().unwrap().close();
@@ -336,10 +366,10 @@ fn a_successor_reads_all_that_was_used_and_is_told_what_its_predecessor_finishes
 #[test]
 fn a_predecessor_without_a_directory_tells_its_successor_all_that_was_used() {
     let (a, predecessor) = (scope("a", None), BudgetBooks::default());
-    predecessor.account(&a).add(7, now());
+    predecessor.account(&a).add(Amounts::of_tokens(7), now());
     let successor = Arc::new(Mutex::new(Some(BudgetBooks::default())));
     predecessor.release_directory(to(&successor));
-    predecessor.account(&a).add(1, now());
+    predecessor.account(&a).add(Amounts::of_tokens(1), now());
     predecessor.close();
     assert_eq!(used(successor.lock().unwrap().as_ref().unwrap(), &a), (8, 8));
 }
@@ -350,12 +380,12 @@ fn what_a_disk_that_fails_does_not_take_is_told_to_the_successor() {
     let a = scope("a", None);
     let predecessor = start(directory.path());
     fs::create_dir(directory.path().join("budgets.log.new")).unwrap();
-    predecessor.account(&a).add(3, now());
+    predecessor.account(&a).add(Amounts::of_tokens(3), now());
     let successor = Arc::new(Mutex::new(Some(BudgetBooks::default())));
     predecessor.release_directory(to(&successor));
     let found = || used(successor.lock().unwrap().as_ref().unwrap(), &a);
     wait_until("it is told", || found() == (3, 3));
-    predecessor.account(&a).add(1, now());
+    predecessor.account(&a).add(Amounts::of_tokens(1), now());
     predecessor.close();
     assert_eq!(found(), (4, 4));
 }
@@ -367,13 +397,13 @@ fn what_a_successor_that_is_gone_was_not_told_is_added_to_its_file() {
     for is_owned in [false, true] {
         let predecessor = start(directory.path());
         let before = used(&predecessor, &a).0;
-        predecessor.account(&a).add(1, now());
+        predecessor.account(&a).add(Amounts::of_tokens(1), now());
         predecessor.release_directory(nobody());
         let successor = start(directory.path());
-        successor.account(&a).add(10, now());
+        successor.account(&a).add(Amounts::of_tokens(10), now());
         successor.close();
         let owner = is_owned.then(|| open(directory.path()).unwrap());
-        predecessor.account(&a).add(100, now());
+        predecessor.account(&a).add(Amounts::of_tokens(100), now());
         predecessor.close();
         // The file of another process is left alone.
         let expected = before + if is_owned { 11 } else { 111 };
@@ -395,17 +425,17 @@ proptest! {
         let mut current = start(directory.path());
         for (before, while_released, afterwards) in rounds {
             sum += before + while_released + afterwards;
-            current.account(&a).add(before, now);
+            current.account(&a).add(Amounts::of_tokens(before), now);
             let successor = Arc::default();
             current.release_directory(to(&successor));
-            current.account(&a).add(while_released, now);
+            current.account(&a).add(Amounts::of_tokens(while_released), now);
             *successor.lock().unwrap() = Some(start(directory.path()));
-            current.account(&a).add(afterwards, now);
+            current.account(&a).add(Amounts::of_tokens(afterwards), now);
             current.close();
             current = successor.lock().unwrap().take().unwrap();
-            prop_assert_eq!(current.account(&a).used(now), (sum, sum));
+            prop_assert_eq!(tokens_of(&current.account(&a), now), (sum, sum));
         }
         current.close();
-        prop_assert_eq!(start(directory.path()).account(&a).used(now), (sum, sum));
+        prop_assert_eq!(tokens_of(&start(directory.path()).account(&a), now), (sum, sum));
     }
 }

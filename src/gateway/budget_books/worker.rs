@@ -14,7 +14,7 @@ use super::file::BudgetFile;
 use super::mailbox::{BudgetReport, Command};
 use crate::admission::budgets::UtcWindows;
 use crate::state::StateDirectory;
-use crate::state::budget_log::{BudgetEntry, FILE_NAME};
+use crate::state::budget_log::BudgetEntry;
 
 /// The time between two times that changes are passed on. A kill loses those of at most a second, with the time
 /// that a disk takes.
@@ -148,7 +148,9 @@ fn save(file: &mut BudgetFile, accounts: &Accounts) -> io::Result<()> {
 fn report_changes(report: &BudgetReport, accounts: &Accounts) -> io::Result<()> {
     pass_taken(accounts.take_unsaved(), TakenUse::addition, |entries| match entries {
         [] => Ok(()),
-        entries => report(entries).inspect_err(|problem| debug!("budgets: cannot report: {problem}")),
+        entries => {
+            report(entries).inspect_err(|problem| debug!("budgets and costs: cannot report: {problem}"))
+        }
     })
 }
 
@@ -169,23 +171,23 @@ fn pass_taken(
 /// Adds to the file of a successor that is gone, if nobody else has come.
 fn save_after_successor(directory: &Path, accounts: &Accounts) {
     let Ok(directory) = StateDirectory::open(directory) else { return };
-    let (mut file, entries) = BudgetFile::open(Arc::new(directory));
-    let merged = Accounts::default();
+    let (mut file, entries) = BudgetFile::open(Arc::new(directory), accounts.subject);
+    let merged = Accounts::new(accounts.subject);
     merged.restore(&entries);
     let additions: Vec<_> = accounts.take_unsaved().iter().map(TakenUse::addition).collect();
     merged.add(&additions);
     if let Err(problem) = save(&mut file, &merged) {
-        warn!("server.state_directory: {}", not_written(&problem));
+        warn!("server.state_directory: {}", not_written(&problem, accounts));
     }
 }
 
 fn on_saved(saved: io::Result<()>, accounts: &Accounts) {
     match saved {
         Ok(()) => accounts.problem.end(),
-        Err(problem) => accounts.on_not_saved(not_written(&problem)),
+        Err(problem) => accounts.on_not_saved(not_written(&problem, accounts)),
     }
 }
 
-fn not_written(problem: &io::Error) -> String {
-    format!("cannot write {FILE_NAME}: {problem}")
+fn not_written(problem: &io::Error, accounts: &Accounts) -> String {
+    format!("cannot write {}: {problem}", accounts.subject.file_name())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::admission::limits::{LeaseGrant, LimitKey, LimitKind, LimitReport, UsedAmounts};
+use crate::admission::limits::{BudgetWindow, LeaseGrant, LimitKey, LimitReport, UsedAmounts};
 use crate::names::ClientName;
 use crate::shared::{KeySpace, Script, ScriptInvocation, SharedError, Value};
 
@@ -43,16 +43,16 @@ struct ReportedLimit<'r> {
     used: u64,
     /// Of a rate: seconds, each followed by what was used in it.
     seconds: Vec<u64>,
-    /// What others have used of a budget: ids, each followed by tokens.
-    others: Vec<IdOrTokens<'r>>,
+    /// What others have used of a budget: ids, each followed by an amount.
+    others: Vec<IdOrAmount<'r>>,
     keep_ms: u64,
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum IdOrTokens<'r> {
+enum IdOrAmount<'r> {
     Id(&'r str),
-    Tokens(u64),
+    Amount(u64),
 }
 
 /// What the server answers to a report.
@@ -146,18 +146,18 @@ impl<'r> ReportedLimit<'r> {
             UsedAmounts::BySecond(amounts) => {
                 seconds = amounts.iter().flat_map(|(second, amount)| [*second, *amount]).collect();
             }
-            UsedAmounts::InWindow { tokens, others: known, .. } => {
-                used = *tokens;
+            UsedAmounts::InWindow { amount, others: known, .. } => {
+                used = *amount;
                 let pair =
-                    |(id, tokens): &'r (String, u64)| [IdOrTokens::Id(id), IdOrTokens::Tokens(*tokens)];
+                    |(id, amount): &'r (String, u64)| [IdOrAmount::Id(id), IdOrAmount::Amount(*amount)];
                 others = known.iter().flat_map(pair).collect();
             }
             UsedAmounts::Nothing => {}
         }
-        let keep = match report.key.kind {
-            LimitKind::RequestsPerMinute | LimitKind::TokensPerMinute | LimitKind::InFlight => KEEP_RATE,
-            LimitKind::TokensPerDay => KEEP_DAY,
-            LimitKind::TokensPerMonth => KEEP_MONTH,
+        let keep = match report.key.kind.window() {
+            None => KEEP_RATE,
+            Some(BudgetWindow::Day) => KEEP_DAY,
+            Some(BudgetWindow::Month) => KEEP_MONTH,
         };
         Self {
             is_known: report.is_known,

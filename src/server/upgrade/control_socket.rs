@@ -11,7 +11,7 @@ use log::{debug, info};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
-use super::budgets::accept_budgets;
+use super::budgets::accept_additions;
 use super::channel::ControlChannel;
 use super::control_socket_path::control_socket_path;
 use super::homes::{accept_homes, tell_homes};
@@ -93,7 +93,10 @@ impl ControlSocket {
                     Ok(ControlMessage::Stop) => ControlCommand::Stop(channel),
                     Ok(ControlMessage::FollowHomes) => return tell_homes(channel, &process),
                     Ok(ControlMessage::ReportBudgets { additions }) => {
-                        return accept_budgets(channel, &process, &additions).await;
+                        return accept_additions(channel, &process.budgets, &additions).await;
+                    }
+                    Ok(ControlMessage::ReportCosts { additions }) => {
+                        return accept_additions(channel, &process.costs, &additions).await;
                     }
                     Ok(ControlMessage::FollowLimits) => return tell_limits(channel, process).await,
                     Ok(ControlMessage::ReportHomes) => return accept_homes(channel, process).await,

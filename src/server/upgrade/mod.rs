@@ -23,7 +23,7 @@ mod request;
 mod stop;
 mod successor;
 
-pub use self::budgets::report_budgets;
+pub use self::budgets::{report_budgets, report_costs};
 pub use self::channel::ControlChannel;
 pub use self::control_socket::{ControlCommand, ControlSocket};
 pub use self::homes::report_homes;

@@ -49,7 +49,9 @@ pub(super) enum ControlMessage {
     /// To the process that serves now: what clients have used in a predecessor since it gave the state directory
     /// up, in addition to what was reported before.
     ReportBudgets { additions: Vec<BudgetEntry> },
-    /// In answer to it: it is counted.
+    /// The same of what responses have cost.
+    ReportCosts { additions: Vec<BudgetEntry> },
+    /// In answer to either: it is counted.
     BudgetsCounted,
     /// From the successor: every step that can fail is done.
     Prepared,
@@ -99,6 +101,7 @@ fn is_false(value: &bool) -> bool {
 mod tests {
     use super::*;
     use crate::names::ClientName;
+    use crate::state::budget_log::CostCounts;
 
     #[test]
     fn messages_keep_the_serialized_form_of_earlier_versions() {
@@ -127,8 +130,12 @@ mod tests {
             day_tokens: 2,
             month: 3,
             month_tokens: 4,
+            day_costs: CostCounts::default(),
+            month_costs: CostCounts::default(),
             others_day_tokens: 0,
             others_month_tokens: 0,
+            others_day_costs: CostCounts::default(),
+            others_month_costs: CostCounts::default(),
         };
         let table = [
             (ControlMessage::Upgrade, r#""upgrade""#),
@@ -148,6 +155,7 @@ mod tests {
                 ControlMessage::ReportBudgets { additions: vec![addition] },
                 r#"{"report_budgets":{"additions":[{"client":"c","deployment":null,"day":1,"day_tokens":2,"month":3,"month_tokens":4}]}}"#,
             ),
+            (ControlMessage::ReportCosts { additions: Vec::new() }, r#"{"report_costs":{"additions":[]}}"#),
             (ControlMessage::BudgetsCounted, r#""budgets_counted""#),
             (ControlMessage::Prepared, r#""prepared""#),
             (state, r#"{"inheritance":{"remembered":{"backends":[]},"learned":["x"]}}"#),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::super::amounts::{Amounts, LimitUnit};
 use super::super::limit_key::LimitKind;
 
 /// The server counts a lease for five seconds after the latest report; this instance uses it for less, since the report
@@ -111,9 +112,9 @@ impl Leases {
     /// month of a budget.
     pub(in super::super) fn others(&self, kind: LimitKind, window: Option<u32>, now: Duration) -> u64 {
         let lifetime = match kind {
-            LimitKind::RequestsPerMinute | LimitKind::TokensPerMinute => RATE_TIME,
-            LimitKind::TokensPerDay | LimitKind::TokensPerMonth => Duration::MAX,
+            _ if kind.window().is_some() => Duration::MAX,
             LimitKind::InFlight => LEASE_TIME,
+            _ => RATE_TIME,
         };
         self.others_learned_within(lifetime, kind, window, now)
     }
@@ -164,11 +165,11 @@ impl Leases {
         lease.is_scarce
     }
 
-    /// A request has used this many tokens beyond what it took.
-    pub(in super::super) fn take_excess(&mut self, excess: u64) {
-        for kind in LimitKind::ALL.into_iter().filter(|kind| kind.counts_tokens()) {
+    /// A request has used so much beyond what it took.
+    pub(in super::super) fn take_excess(&mut self, excess: Amounts) {
+        for kind in LimitKind::ALL.into_iter().filter(|kind| kind.unit() != LimitUnit::Requests) {
             if let Some(lease) = self.get_allocated(kind) {
-                lease.free = lease.free.saturating_sub(excess);
+                lease.free = lease.free.saturating_sub(excess.in_unit(kind.unit()));
             }
         }
     }
@@ -258,7 +259,7 @@ impl LimitLease {
 
     /// What this instance has reported of a budget in a day or month; `None` if it has reported nothing.
     pub(super) fn reported(&self, window: u32) -> Option<u64> {
-        self.reported.filter(|(of, _)| *of == window).map(|(_, tokens)| tokens)
+        self.reported.filter(|(of, _)| *of == window).map(|(_, amount)| amount)
     }
 
     /// What is reported from now on is under another id.
@@ -267,12 +268,12 @@ impl LimitLease {
     }
 
     /// This instance, another one from now on, has used so much of a budget in a day or month.
-    pub(super) fn add_other(&mut self, id: &str, window: u32, tokens: u64) {
+    pub(super) fn add_other(&mut self, id: &str, window: u32, amount: u64) {
         if self.others.window != Some(window) {
             self.others = Others { window: Some(window), ..Others::default() };
         }
         let known = self.others.by_instance.entry(id.to_owned()).or_default();
-        *known = tokens.max(*known);
+        *known = amount.max(*known);
         self.others.total = self.others.total.max(self.used_by_others());
     }
 

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use super::super::account::{ClientAccount, ScopeUse};
-use super::super::budget::window_of;
+use super::super::amounts::Amounts;
 use super::super::limit_key::LimitKind;
 use crate::config::LimitSet;
 
@@ -33,12 +33,14 @@ impl ScopeUse {
         for kind in LimitKind::ALL.into_iter().filter(|kind| kind.value_in(limits).is_some()) {
             let own = self.own_use(kind, time);
             let lease = self.leases.get_mut(kind);
-            if let Some((budget, window)) = self.budget.as_ref().zip(window_of(kind, time)) {
+            if let Some((budget, window)) = self.budget.as_ref().zip(kind.window()) {
+                let number = window.number_at(time);
+                let amounts = |amount| Amounts::of_unit(kind.unit(), amount);
                 // What it has not reported is of before it started.
-                let reported = lease.reported(window).unwrap_or(own).min(own);
-                lease.add_other(id, window, reported);
-                budget.give_up(kind, reported, time);
-                budget.note_others(kind, window, lease.used_by_others());
+                let reported = lease.reported(number).unwrap_or(own).min(own);
+                lease.add_other(id, number, reported);
+                budget.give_up(window, amounts(reported), time);
+                budget.note_others(window, number, amounts(lease.used_by_others()));
             }
             lease.forget_reports();
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::super::account::{ClientAccount, ScopeUse};
-use super::super::budget::window_of;
+use super::super::amounts::Amounts;
 use super::super::limit_key::{LimitKey, LimitKind};
 use super::lease::{LeaseDemand, LeaseGrant, ReportTiming};
 use super::lease_desk::{LeaseDesk, ReportRequest};
@@ -13,8 +13,6 @@ use crate::config::LimitSet;
 use crate::names::DeploymentName;
 
 const SECONDS_PER_MINUTE: u64 = 60;
-const SECONDS_PER_DAY: u64 = 86_400;
-const DAYS_PER_MONTH: u64 = 30;
 /// A limit is scarce if no more than this part of it is left.
 const SCARCE_DIVISOR: u64 = 4;
 /// How many places of `in_flight` are leased in advance: a part of those that are in use.
@@ -56,8 +54,8 @@ pub enum UsedAmounts {
     InWindow {
         /// The UTC day or month, as in [`UtcWindows`](crate::admission::budgets::UtcWindows).
         window: u32,
-        /// The tokens.
-        tokens: u64,
+        /// What was used, in the unit of the limit.
+        amount: u64,
         /// What the other instances had used, as this one knows it.
         others: Vec<(String, u64)>,
     },
@@ -191,14 +189,16 @@ impl OpenReport {
             let (total, own) = state.scopes(report.key.deployment.as_ref(), true);
             let (scope, kind) = (own.unwrap_or(total), report.key.kind);
             // The end of the process may have lost the last second of a budget that it had reported.
-            if let (UsedAmounts::InWindow { tokens, .. }, Some(budget)) = (&report.used, &scope.budget) {
-                budget.add_missing(kind, grant.own.saturating_sub(*tokens), time);
+            if let UsedAmounts::InWindow { amount, .. } = &report.used {
+                scope.add_missing(kind, grant.own.saturating_sub(*amount), time);
             }
             let is_scarce = grant.room <= report.limit / SCARCE_DIVISOR;
             let lease = scope.leases.get_mut(kind);
             lease.finish_report(report.demand, grant, is_scarce, report.window(), timing);
-            if let Some((budget, window)) = scope.budget.as_ref().zip(report.window()) {
-                budget.note_others(kind, window, lease.used_by_others());
+            let window = kind.window().zip(report.window());
+            if let Some((budget, (window, number))) = scope.budget.as_ref().zip(window) {
+                let others = Amounts::of_unit(kind.unit(), lease.used_by_others());
+                budget.note_others(window, number, others);
             }
         }
         let is_wanted = state.reports.is_wanted;
@@ -222,7 +222,14 @@ impl Drop for OpenReport {
 impl ScopeUse {
     /// Whether the server counts something that ends only with a report.
     fn holds_something(&self) -> bool {
-        self.in_flight > 0 || self.reserved_tokens > 0 || self.leases.has_free()
+        self.in_flight > 0 || !self.reserved.is_zero() || self.leases.has_free()
+    }
+
+    /// Adds to a budget's limit what the server knows and this process does not.
+    fn add_missing(&self, kind: LimitKind, amount: u64, time: SystemTime) {
+        if let Some((budget, window)) = self.budget.as_ref().zip(kind.window()) {
+            budget.add_missing(window, Amounts::of_unit(kind.unit(), amount), time);
+        }
     }
 
     /// The report of one limit; `None` if there is no such limit.
@@ -234,8 +241,20 @@ impl ScopeUse {
     ) -> Option<LimitReport> {
         let ReportContext { deployment, second_offset, is_last, now, time } = context;
         let limit = kind.value_in(limits)?;
-        let (used, held, in_advance) = match kind {
-            LimitKind::RequestsPerMinute | LimitKind::TokensPerMinute => {
+        let (used, held, in_advance) = match (kind, kind.window()) {
+            (LimitKind::InFlight, _) => {
+                (UsedAmounts::Nothing, self.in_flight, self.in_flight / PLACES_IN_ADVANCE_DIVISOR)
+            }
+            (_, Some(window)) => {
+                let number = window.number_at(time);
+                let used = UsedAmounts::InWindow {
+                    window: number,
+                    amount: self.own_use(kind, time),
+                    others: self.leases.get_mut(kind).known_by_instance(Some(number)),
+                };
+                (used, self.reserved.in_unit(kind.unit()), limit / window.seconds())
+            }
+            (_, None) => {
                 let (amounts, held) = self
                     .window(kind)
                     .map_or_else(Default::default, |window| (window.amounts(now), window.running_for_long()));
@@ -245,19 +264,6 @@ impl ScopeUse {
                 };
                 let amounts = amounts.into_iter().filter_map(to_server).collect();
                 (UsedAmounts::BySecond(amounts), held, limit / SECONDS_PER_MINUTE)
-            }
-            LimitKind::TokensPerDay | LimitKind::TokensPerMonth => {
-                let window = window_of(kind, time)?;
-                let used = UsedAmounts::InWindow {
-                    window,
-                    tokens: self.own_use(kind, time),
-                    others: self.leases.get_mut(kind).known_by_instance(Some(window)),
-                };
-                let days = if kind == LimitKind::TokensPerDay { 1 } else { DAYS_PER_MONTH };
-                (used, self.reserved_tokens, limit / (days * SECONDS_PER_DAY))
-            }
-            LimitKind::InFlight => {
-                (UsedAmounts::Nothing, self.in_flight, self.in_flight / PLACES_IN_ADVANCE_DIVISOR)
             }
         };
         let lease = self.leases.get_mut(kind);

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::time::timeout_at;
 
+use super::super::amounts::Amounts;
 use super::super::check::Basis;
 use super::super::limit_key::LimitReached;
 use super::super::limiter::ClientLimiter;
@@ -20,14 +21,15 @@ const LEASE_TIMEOUT: Duration = Duration::from_millis(5);
 struct LeaseRequest<'r, T> {
     desk: &'r LeaseDesk,
     deployment: Option<&'r DeploymentName>,
-    /// Its tokens, according to an estimate.
-    tokens: T,
+    /// Its tokens and cost, according to an estimate.
+    amounts: T,
     demand: Demand,
     now: Instant,
     time: SystemTime,
 }
 
 /// What comes after a look at the leases.
+#[expect(clippy::large_enum_variant, reason = "it is returned and taken apart at once")]
 enum Next {
     Decided(Result<Reservation, LimitReached>),
     /// It depends on this report.
@@ -48,29 +50,29 @@ impl ClientLimiter {
         now: Instant,
         time: SystemTime,
     ) -> Result<Reservation, LimitReached> {
-        let tokens = |estimate: TokenEstimate| estimate.tokens(demand);
-        self.wait_for_lease(LeaseRequest { desk, deployment, tokens, demand: *demand, now, time }).await
+        let amounts = |estimate: TokenEstimate| estimate.amounts(demand);
+        self.wait_for_lease(LeaseRequest { desk, deployment, amounts, demand: *demand, now, time }).await
     }
 
-    /// The same for a request whose tokens are estimated.
+    /// The same for a request whose tokens and cost are estimated.
     ///
     /// # Errors
     /// The limit that the request would exceed.
-    pub async fn reserve_tokens_with_lease(
+    pub async fn reserve_amounts_with_lease(
         &self,
         desk: &LeaseDesk,
         deployment: Option<&DeploymentName>,
-        tokens: u64,
+        amounts: Amounts,
         now: Instant,
         time: SystemTime,
     ) -> Result<Reservation, LimitReached> {
-        let (tokens, demand) = (|_| tokens, Demand::default());
-        self.wait_for_lease(LeaseRequest { desk, deployment, tokens, demand, now, time }).await
+        let (amounts, demand) = (|_| amounts, Demand::default());
+        self.wait_for_lease(LeaseRequest { desk, deployment, amounts, demand, now, time }).await
     }
 
     async fn wait_for_lease(
         &self,
-        request: LeaseRequest<'_, impl Fn(TokenEstimate) -> u64>,
+        request: LeaseRequest<'_, impl Fn(TokenEstimate) -> Amounts>,
     ) -> Result<Reservation, LimitReached> {
         // Most requests need not wait.
         let mut report = match self.try_lease(&request, None) {
@@ -95,10 +97,10 @@ impl ClientLimiter {
 
     fn try_lease(
         &self,
-        request: &LeaseRequest<'_, impl Fn(TokenEstimate) -> u64>,
+        request: &LeaseRequest<'_, impl Fn(TokenEstimate) -> Amounts>,
         awaited: Option<u64>,
     ) -> Next {
-        let LeaseRequest { desk, deployment, tokens, demand, now, time } = request;
+        let LeaseRequest { desk, deployment, amounts, demand, now, time } = request;
         let is_observed = self.mode() == LimitMode::Observe;
         if !desk.is_up() && !is_observed {
             return Next::Decided(self.reserve_alone(request));
@@ -106,7 +108,7 @@ impl ClientLimiter {
         let mut state = self.account.lock();
         // Nothing is refused that is only observed, so nothing has to be leased.
         let basis = if is_observed { Basis::Known } else { Basis::Lease };
-        let mut check = self.check(&mut state, basis, *deployment, tokens, *now, *time);
+        let mut check = self.check(&mut state, basis, *deployment, amounts, *now, *time);
         let Some(reached) = check.reached.clone().filter(|_| !is_observed) else {
             return Next::Decided(Ok(self.book(check, *deployment, *demand, None)));
         };
@@ -134,13 +136,13 @@ impl ClientLimiter {
     /// Reserves what a request may use up to this instance's part of a rate.
     fn reserve_alone(
         &self,
-        request: &LeaseRequest<'_, impl Fn(TokenEstimate) -> u64>,
+        request: &LeaseRequest<'_, impl Fn(TokenEstimate) -> Amounts>,
     ) -> Result<Reservation, LimitReached> {
-        let LeaseRequest { desk, deployment, tokens, demand, now, time } = request;
+        let LeaseRequest { desk, deployment, amounts, demand, now, time } = request;
         desk.count_limited_alone();
         let mut state = self.account.lock();
         let basis = Basis::Part(desk.instances());
-        let check = self.check(&mut state, basis, *deployment, tokens, *now, *time);
+        let check = self.check(&mut state, basis, *deployment, amounts, *now, *time);
         Ok(self.book(check.unless_refused(self.mode())?, *deployment, *demand, None))
     }
 }

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::super::account::ClientAccounts;
+use super::super::amounts::Amounts;
 use super::super::limit_key::{LimitKind, LimitReached};
 use super::super::limiter::ClientLimiter;
 use super::super::reservation::{Reservation, Settlement};
@@ -50,22 +51,33 @@ impl Entry {
 impl TestServer {
     fn answer(&mut self, instance: usize, limit: &LimitReport, second: u64) -> LeaseGrant {
         let key = limit.key.to_string();
-        let others = (self.entries.iter())
-            .filter(|((of, id), _)| *of == key && *id != instance)
-            .map(|(_, entry)| entry.total(second))
-            .sum::<u64>();
+        let of_others: Vec<_> =
+            self.entries.iter().filter(|((of, id), _)| *of == key && *id != instance).collect();
+        let others = of_others.iter().map(|(_, entry)| entry.total(second)).sum::<u64>();
+        let others_by_instance = match &limit.used {
+            UsedAmounts::InWindow { .. } => {
+                of_others.iter().map(|((_, id), entry)| (id.to_string(), entry.used)).collect()
+            }
+            UsedAmounts::BySecond(_) | UsedAmounts::Nothing => Vec::new(),
+        };
         let mut own = Entry { held: limit.held, free: limit.free(), ..Entry::default() };
         match &limit.used {
             UsedAmounts::BySecond(amounts) => own.by_second.clone_from(amounts),
-            UsedAmounts::InWindow { tokens, .. } => own.used = *tokens,
+            UsedAmounts::InWindow { amount, .. } => own.used = *amount,
             UsedAmounts::Nothing => {}
         }
         let room = limit.limit.saturating_sub(others + own.total(second));
         let needed = limit.short().min(room);
         let granted = needed + limit.extra().min((room - needed) / 4);
         own.free += granted;
-        let grant =
-            LeaseGrant { granted, room: room - granted, others, own: own.used, ..LeaseGrant::default() };
+        let grant = LeaseGrant {
+            granted,
+            room: room - granted,
+            others,
+            own: own.used,
+            others_by_instance,
+            ..LeaseGrant::default()
+        };
         self.entries.insert((key, instance), own);
         grant
     }
@@ -73,12 +85,22 @@ impl TestServer {
 
 impl TestInstance {
     fn new(start: Instant, keys: &[(&str, u64)], mode: LimitMode) -> Self {
+        Self::with_budget(start, keys, mode, &Arc::default())
+    }
+
+    /// An instance whose budget outlives it.
+    fn with_budget(
+        start: Instant,
+        keys: &[(&str, u64)],
+        mode: LimitMode,
+        budget: &Arc<MemoryBudget>,
+    ) -> Self {
         let accounts = ClientAccounts::new(start);
         let (desk, requests) = LeaseDesk::new();
         accounts.share(Arc::clone(&desk));
         desk.set_up(0);
         let config = LimitsConfig { mode, default: None, cached_weight_permille: 1000 };
-        let open_budget = |_: Option<&_>| Arc::new(MemoryBudget::default()) as Arc<dyn Budget>;
+        let open_budget = |_: Option<&_>| Arc::clone(budget) as Arc<dyn Budget>;
         let limiter =
             ClientLimiter::new(Arc::new(limits(keys)), &config, accounts.find_or_create(None), &open_budget);
         Self { accounts, limiter, desk, requests, start }
@@ -109,6 +131,8 @@ impl TestInstance {
         millis: u64,
     ) -> Result<Reservation, LimitReached> {
         let (now, time) = (self.at(millis), time(millis));
+        // A token costs as many millionths as it is tokens, so that both units can be limited alike.
+        let amounts = Amounts { tokens, cost_millionths: tokens };
         let account = self.accounts.find(None).unwrap();
         let report_when_asked = async {
             loop {
@@ -122,7 +146,7 @@ impl TestInstance {
             }
         };
         tokio::select! {
-            reserved = self.limiter.reserve_tokens_with_lease(&self.desk, None, tokens, now, time) => reserved,
+            reserved = self.limiter.reserve_amounts_with_lease(&self.desk, None, amounts, now, time) => reserved,
             () = report_when_asked => unreachable!(),
         }
     }
@@ -140,8 +164,13 @@ impl TestInstance {
     }
 }
 
-const LIMITS: [(&str, u64); 4] =
-    [("requests_per_minute", 30), ("tokens_per_minute", 1000), ("tokens_per_day", 3000), ("in_flight", 5)];
+const LIMITS: [(&str, u64); 5] = [
+    ("requests_per_minute", 30),
+    ("tokens_per_minute", 1000),
+    ("tokens_per_day", 3000),
+    ("cost_per_day", 2500),
+    ("in_flight", 5),
+];
 
 fn used(tokens: u64) -> Settlement {
     Settlement::Used(UsedTokens { input: tokens, cached: 0, output: 0 })
@@ -154,8 +183,13 @@ async fn a_request_takes_its_lease_and_what_is_leased_in_advance_serves_the_next
     let mut instance = TestInstance::new(start, &keys, LimitMode::Enforce);
     let began_at = tokio::time::Instant::now();
     let first = instance.reserve(0, &mut server, 100, 0).await.unwrap();
-    let second =
-        instance.limiter.reserve_tokens_with_lease(&instance.desk, None, 100, instance.at(0), time(0));
+    let second = instance.limiter.reserve_amounts_with_lease(
+        &instance.desk,
+        None,
+        Amounts::of_tokens(100),
+        instance.at(0),
+        time(0),
+    );
     let second = second.await.unwrap();
     assert_eq!(began_at.elapsed(), Duration::ZERO, "nobody waits");
     assert_eq!(instance.desk.limited_alone(), 0);
@@ -171,8 +205,15 @@ async fn without_an_answer_a_request_is_compared_with_a_part_of_the_limit() {
     let keys = [("requests_per_minute", 30), ("in_flight", 100)];
     let instance = TestInstance::new(Instant::now(), &keys, LimitMode::Enforce);
     instance.desk.set_instances(3);
-    let reserve =
-        || instance.limiter.reserve_tokens_with_lease(&instance.desk, None, 1, instance.at(0), time(0));
+    let reserve = || {
+        instance.limiter.reserve_amounts_with_lease(
+            &instance.desk,
+            None,
+            Amounts::of_tokens(1),
+            instance.at(0),
+            time(0),
+        )
+    };
     let began_at = tokio::time::Instant::now();
     let first = reserve().await.unwrap();
     assert_eq!(began_at.elapsed(), Duration::from_millis(5), "it waits for an answer");
@@ -214,7 +255,7 @@ async fn a_report_that_fails_is_made_again_and_the_request_goes_on_alone() {
     };
     let began_at = tokio::time::Instant::now();
     tokio::select! {
-        reserved = instance.limiter.reserve_tokens_with_lease(&instance.desk, None, 1, instance.start, time(0)) => {
+        reserved = instance.limiter.reserve_amounts_with_lease(&instance.desk, None, Amounts::of_tokens(1), instance.start, time(0)) => {
             drop(reserved.unwrap());
         }
         () = fail_when_asked => {}
@@ -222,6 +263,36 @@ async fn a_report_that_fails_is_made_again_and_the_request_goes_on_alone() {
     assert_eq!((began_at.elapsed(), instance.desk.limited_alone()), (Duration::ZERO, 1));
     assert_eq!(instance.requests.recv().await, Some(ReportRequest::Changed(None)));
     assert!(account.has_to_report(Duration::from_secs(1), instance.start) && !account.is_at_rest());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_have_used_of_a_budget_in_any_unit_outlives_a_restart_and_an_id_can_be_given_up() {
+    let keys = [("tokens_per_day", 3000), ("cost_per_day", 2500), ("cost_per_month", 9000)];
+    let kinds = [LimitKind::TokensPerDay, LimitKind::CostPerDay, LimitKind::CostPerMonth];
+    let (start, mut server, budget) = (Instant::now(), TestServer::default(), Arc::default());
+    let new =
+        |budget: &Arc<MemoryBudget>| TestInstance::with_budget(start, &keys, LimitMode::Enforce, budget);
+    let mut instances = [new(&Arc::default()), new(&budget)];
+    for (id, tokens, cost) in [(0, 400, 250), (1, 10, 5)] {
+        let instance = &mut instances[id];
+        let mut reservation = instance.reserve(id, &mut server, tokens, 0).await.unwrap();
+        reservation.set_cost(cost);
+        reservation.settle(used(tokens), instance.at(0), time(0));
+        // In the end, nothing is leased in advance.
+        for millis in [0, 1_000, 2_000] {
+            instance.report(id, &mut server, millis);
+        }
+    }
+    let all = |instance: &TestInstance| kinds.map(|kind| instance.used(kind, 0));
+    let own = |instance: &TestInstance| kinds.map(|kind| instance.own(kind, 0));
+    assert_eq!((all(&instances[1]), own(&instances[1])), ([410, 255, 255], [10, 5, 5]));
+    // The server is away when it starts again.
+    let restarted = new(&budget);
+    restarted.desk.set_down();
+    assert_eq!((all(&restarted), own(&restarted)), ([410, 255, 255], [10, 5, 5]));
+    // Another instance has its old id, and with it what was reported.
+    instances[1].accounts.find(None).unwrap().give_up_id("old", time(0));
+    assert_eq!((all(&instances[1]), own(&instances[1])), ([410, 255, 255], [0; 3]));
 }
 
 #[derive(Clone, Debug)]
@@ -262,6 +333,7 @@ proptest! {
                     Step::End { index, used_percent } if !running.is_empty() => {
                         let (instance, mut reservation) = running.swap_remove(index % running.len());
                         let tokens = reservation.tokens() * used_percent / 100;
+                        reservation.set_cost(tokens);
                         reservation.settle(used(tokens), instances[instance].at(millis), time(millis));
                     }
                     Step::End { .. } => {}

@@ -11,7 +11,7 @@ pub(super) use self::cross_checks::{
 };
 pub(super) use self::tokens::read_client_tokens;
 
-use super::limits::read_client_limits;
+use super::limits::{LimitContext, read_client_limits};
 use super::partial_backends::PartialBackends;
 use super::shared::{RECORDED_CONTENT_WORDS, read_entry_name};
 use crate::config::schema::{ClientConfig, ClientsConfig, RequestClass};
@@ -50,9 +50,10 @@ pub(super) fn read_clients(
     }
     let mut taken = TakenValues::default();
     let served_deployments = backends.and_then(PartialBackends::served_deployments);
+    let context = LimitContext::new(root, served_deployments.as_ref());
     let empty =
         "must not be an empty list, which would refuse everyone; list who may call, or write `clients: open`";
-    node.read_nonempty_list(empty, |node| read_client(node, &mut taken, served_deployments.as_ref()))
+    node.read_nonempty_list(empty, |node| read_client(node, &mut taken, served_deployments.as_ref(), context))
         .map(ClientsConfig::Listed)
 }
 
@@ -60,6 +61,7 @@ fn read_client(
     node: &YamlNode<'_, '_>,
     taken: &mut TakenValues,
     served_deployments: Option<&HashSet<&DeploymentName>>,
+    context: LimitContext<'_>,
 ) -> Option<ClientConfig> {
     let map = node.read_mapping(&CLIENT_KEYS)?;
     let name = map.require("name", "give it a unique name").and_then(|name| {
@@ -103,7 +105,7 @@ fn read_client(
     let class = map.read_or("class", RequestClass::default(), |node| node.read_choice(&class_words));
     let limits = map.read_optional("limits", |node| {
         let allowed = allowed_deployments.as_ref().and_then(Option::as_deref);
-        read_client_limits(node, "without the key, limits.default applies", allowed, served_deployments)
+        read_client_limits(node, "without the key, limits.default applies", allowed, context)
     });
     let (app_ids, app_roles) = token_claims?;
     Some(ClientConfig {
