@@ -26,6 +26,7 @@ use aoai_lb::gateway::{
 use aoai_lb::names::DeploymentName;
 use aoai_lb::record::Recorder;
 use aoai_lb::record::client_headers::ClientHeaders;
+use aoai_lb::record::cost::Pricing;
 use aoai_lb::record::exchange::{CapturedRequest, CapturedResponse, ExchangeOutcome, FinishedExchange};
 use aoai_lb::record::redact::Redactor;
 use aoai_lb::routing::retry_plan::{NextStep, RetryPlan};
@@ -38,6 +39,8 @@ const CLASSIC: &[u8] = b"/openai/deployments/gpt-4o/chat/completions?api-version
 /// Each limit of a client, which no step reaches.
 const LIMIT: u64 = 1 << 40;
 const V1: &[u8] = b"/openai/v1/chat/completions";
+/// Of a deployment with `balance: prompt_cache`.
+const BY_PROMPT: &[u8] = b"/openai/deployments/cached/chat/completions?api-version=2024-10-21";
 /// A target of Responses.
 const RESPONSES: &[u8] = b"/openai/v1/responses";
 
@@ -103,13 +106,14 @@ impl GatewayFixture {
             .map(|index| {
                 format!(
                     "  - {{ name: b{index}, endpoint: \"https://b{index}.openai.azure.com\", credential: {{ api_key: k }}, \
-                     deployments: {{ gpt-4o: gpt-4o-{index} }} }}\n"
+                     deployments: {{ gpt-4o: gpt-4o-{index}, cached: cached-{index} }} }}\n"
                 )
             })
             .collect();
         let text = format!(
             "listeners: [ {{ address: 127.0.0.1:8080 }} ]\nbackends:\n{backends}\
-             clients: [ {{ name: team-a, keys: [ {{ sha256: {digest} }} ] }} ]\n"
+             clients: [ {{ name: team-a, keys: [ {{ sha256: {digest} }} ] }} ]\n\
+             pools: {{ cached: {{ balance: prompt_cache }} }}\n"
         );
         let checked = config::parse_and_check_yaml(&text, std::path::Path::new("."), &|_| None)
             .expect("the configuration is valid");
@@ -182,6 +186,31 @@ pub fn steps() -> Vec<Step> {
         }),
     ));
 
+    // The key of a prompt that is just long enough for a cache, and the choice by it.
+    let cacheable_body = chat_body(4_500);
+    let (step_fixture, admitted) = (Arc::clone(&fixture), fixture.admit(BY_PROMPT, &cacheable_body));
+    let (headers, mut time) = (client_headers(), now);
+    steps.push((
+        "choose_backend_by_prompt",
+        Box::new(move || {
+            // So that the key is not asked often.
+            time += Duration::from_secs(60);
+            let gateway = &step_fixture.gateway;
+            let route = gateway.prompt_route(&admitted, &headers, &cacheable_body, time);
+            let (pool, operation) = (&admitted.pool, admitted.routed_operation());
+            let mut plan = RetryPlan::new(pool).with_prompt_route(route);
+            let limits = gateway.retry_limits_for_request(&admitted, time, time, None);
+            let next_step = plan.next_step(pool, operation, &limits, time, 0.5);
+            if let NextStep::Attempt(chosen) = next_step {
+                plan.note_move(pool, operation, &chosen, false, time);
+                plan.on_attempt_start(pool, &chosen, time);
+                let candidate = pool.candidate(chosen.candidate_index);
+                black_box(candidate.and_then(|candidate| candidate.hold_tokens(route?.tokens)));
+            }
+            black_box(plan);
+        }),
+    ));
+
     let (step_fixture, admitted, body) =
         (Arc::clone(&fixture), fixture.admit(V1, &short_body), short_body.clone());
     steps.push((
@@ -248,12 +277,11 @@ pub fn steps() -> Vec<Step> {
         }),
     ));
 
-    let (step_fixture, admitted, body) =
-        (Arc::clone(&fixture), fixture.admit(CLASSIC, &short_body), short_body.clone());
-    let (response, redaction, mut written) = (completion_body(), Redactor::new(Vec::new()), Vec::new());
-    steps.push((
-        "write_record",
-        Box::new(move || {
+    for (name, pricing) in [("write_record", None), ("write_record_with_its_cost", Some(example_pricing()))] {
+        let (step_fixture, admitted) = (Arc::clone(&fixture), fixture.admit(CLASSIC, &short_body));
+        let (body, response) = (short_body.clone(), completion_body());
+        let (redaction, mut written) = (Redactor::new(Vec::new()), Vec::new());
+        let write_record = move || {
             let mut exchange = sample_exchange(&admitted, &body, &response);
             let capture_policy = aoai_lb::record::exchange::CapturePolicy {
                 captures_prompt: true,
@@ -269,12 +297,13 @@ pub fn steps() -> Vec<Step> {
                     &redaction,
                     step_fixture.gateway.process_state.recorder.metrics(),
                     step_fixture.gateway.process_state.recorder.stored_usage(),
-                    None,
+                    pricing.as_ref(),
                 )
                 .write_json(&mut written);
             black_box(&written);
-        }),
-    ));
+        };
+        steps.push((name, Box::new(write_record)));
+    }
 
     let chunks = stream_chunks();
     steps.push((
@@ -384,6 +413,17 @@ fn client_headers() -> HeaderMap {
     ];
     let pairs = pairs.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
     pairs.into_iter().collect()
+}
+
+/// Prices by deployment, by model, and from a date on.
+fn example_pricing() -> Pricing {
+    let text = "listeners: [ { address: 127.0.0.1:8080 } ]\n\
+                backends: [ { name: b0, endpoint: \"https://b0.openai.azure.com\", credential: { api_key: k }, deployments: { gpt-4o: gpt-4o } } ]\n\
+                clients: open\n\
+                prices: { currency: USD, rows: [ { deployment: gpt-4o, input: 2.50, cached: 1.25, output: 10.00 }, \
+                { deployment: gpt-4o, input: 2.00, cached: 1.00, output: 8.00, from: 2026-01-01 }, { model: gpt-4.1, input: 2.00, output: 8.00 } ] }\n";
+    let checked = config::parse_and_check_yaml(text, std::path::Path::new("."), &|_| None);
+    Pricing::of(&checked.expect("the configuration is valid").config).expect("it has prices")
 }
 
 fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -> FinishedExchange {
