@@ -277,7 +277,7 @@ async fn a_key_whose_backend_holds_more_than_its_share_goes_to_the_next() {
     let counts = send(7).await;
     let mut sorted = counts;
     sorted.sort_unstable();
-    assert_eq!(sorted, [0, 0, 2, 5, 5], "then each backend of the order is filled: {counts:?}");
+    assert_eq!(sorted, [0, 0, 0, 5, 7], "then the next of its order gets most: {counts:?}");
     // What ends is given back, whatever way it ends.
     requests.shutdown().await;
     balancer
@@ -287,7 +287,8 @@ async fn a_key_whose_backend_holds_more_than_its_share_goes_to_the_next() {
         .await;
     let records = balancer.wait_for_records(12).await;
     let moved = records.iter().filter(|record| record["cache"]["moved"] == "load").count();
-    assert_eq!(moved, 7, "those that were passed on");
+    // The more there are in flight, the more is within three standard deviations of the first one's share.
+    assert_eq!(moved, 5, "those that were passed on");
     FIVE.iter().for_each(|name| azure.set_mood(name, Mood::Calm));
     let back = post_with(&balancer, &[], &keyed("k")).await;
     assert_eq!(last_record(&balancer, &back).await["cache"]["moved"], Value::Null);

@@ -3,12 +3,15 @@
 use std::hash::Hasher as _;
 
 use siphasher::sip::SipHasher13;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::names::{CacheKey, ClientName, DeploymentName};
 
 /// The same on every instance, so that all choose alike. It is no secret: a record shows only the hash, and a client
 /// that looks for collisions finds them among its own keys.
 const HASH_KEY: [u8; 16] = *b"aoai-lb caches 1";
+/// The same for the hashes of prompts.
+const HASH_SEED: u64 = u64::from_le_bytes(*b"caches 2");
 
 /// Where the key of a prompt is from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,12 +36,12 @@ impl KeySource {
 }
 
 /// Makes the key of a prompt from what it is given. Keys of different clients, deployments or sources are different.
-pub struct KeyHasher(SipHasher13);
+pub struct KeyHasher(Xxh3);
 
 impl KeyHasher {
     /// A hasher for the keys of a client and a deployment.
     pub fn new(client: Option<&ClientName>, deployment: &DeploymentName, source: KeySource) -> Self {
-        let mut hasher = SipHasher13::new_with_key(&HASH_KEY);
+        let mut hasher = Xxh3::with_seed(HASH_SEED);
         let client = client.map_or("", |client| client.as_str());
         hasher.write(&(client.len() as u64).to_le_bytes());
         hasher.write(client.as_bytes());
@@ -105,7 +108,7 @@ mod tests {
         }
         assert_eq!(all[0], key(Some("a"), "GPT-4O", Prefix, "x"));
         // Records have it, and other instances make the same one.
-        assert_eq!(all[0].to_string(), "9e6e6cae31373723");
+        assert_eq!(all[0].to_string(), "44d711a2e83b97de");
         let long = "x".repeat(10_000);
         let mut pieces =
             KeyHasher::new(Some(&ClientName::new("a")), &DeploymentName::parse("gpt-4o").unwrap(), Prefix);

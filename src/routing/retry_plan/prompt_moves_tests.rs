@@ -62,7 +62,8 @@ fn a_move_has_the_reason_that_keeps_the_first_backend_from_it() {
     let first_attempt = |plan: RetryPlan| attempt(&fixture, &mut { plan });
     let plan = || RetryPlan::new(&fixture.pool).with_prompt_route(Some(route(key)));
     assert_eq!(first_attempt(plan()), (1, None));
-    let held = hold(&fixture, 1, 5);
+    // Of three backends it holds all there is, which of so few requests is three standard deviations.
+    let held = hold(&fixture, 1, 7);
     assert_eq!(first_attempt(plan()), (0, Some(MoveReason::Load)));
     drop(held);
     assert_eq!(first_attempt(plan()), (1, None));
@@ -78,7 +79,7 @@ fn a_move_has_the_reason_that_keeps_the_first_backend_from_it() {
     assert_eq!(goes_to(2), None);
     assert_eq!(first_attempt(spread_plan(of_first)), (1, None));
     assert_eq!(first_attempt(spread_plan(of_second)), (0, Some(MoveReason::Hot)));
-    let held = hold(&fixture, 1, 5);
+    let held = hold(&fixture, 1, 20);
     assert_eq!(first_attempt(spread_plan(of_first)), (0, Some(MoveReason::Load)));
     drop(held);
     let search = RetryPlan::for_search(&fixture.pool, home(2)).with_prompt_route(Some(route(key)));
