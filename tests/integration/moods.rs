@@ -117,7 +117,7 @@ fn next_mood_and_outcomes(mood: &Mood) -> (Option<Mood>, ExpectedOutcome, Expect
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_simulated_mood_has_the_expected_outcome_for_a_client() {
-    let timeouts = "timeouts: { first_byte: 400ms, first_byte_stream: 400ms, idle: 400ms }";
+    let timeouts = "timeouts: { first_byte: 400ms, first_byte_stream: 400ms, idle: 2s }";
     let mut mood = Some(Mood::Calm);
     let mut tasks = tokio::task::JoinSet::new();
     while let Some(current_mood) = mood {
