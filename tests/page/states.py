@@ -166,7 +166,7 @@ def costs(*clients):
         return {"cost": cost, "provisioned": provisioned, "without_cost": without_cost}
 
     listed = [{"client": name, "today": cost_sum(*today), "month": cost_sum(*month)} for name, today, month in clients]
-    return {"currency": "EUR", "since": "2026-11-20T08:00:00.000Z", "clients": listed}
+    return {"currency": "EUR", "not_saved": None, "clients": listed}
 
 
 TEAM_COSTS = costs(("team-b", ("0.75",), ("12.5", 3, 2)), ("team-a", ("1.000001",), ("120.25", 4000, 1)), (None, ("0",), ("0", 0, 7)))

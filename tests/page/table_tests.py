@@ -376,8 +376,12 @@ class TableTests(Suite):
             rows = lambda: [" ".join(row.split()) for row in self.page.texts("#cost-table > tbody")]
             # Name, today, this month, and in this month the responses of provisioned backends and those without a cost.
             assert rows() == ["team-a 1.000001 120.25 4,000 1", "team-b 0.75 12.5 3 2", "unknown clients 0 0 0 7"], rows()
-            note = "Costs are in EUR, of the requests that arrived today and in this month (UTC), counted since 2026-11-20T08:00:00.000Z."
+            note = "Costs are in EUR, of the requests that arrived today and in this month (UTC)."
             assert self.page.text("#cost-note") == note, self.page.text("#cost-note")
+            document["costs"]["not_saved"] = "disk full"
+            mock.update()
+            expected = note + " The sums are forgotten when this process ends: disk full"
+            self.page.wait_until(lambda: self.page.text("#cost-note") == expected, "expected that the sums are not saved")
             self.assert_accessible("with costs")
             self.assert_no_horizontal_scroll("with costs")
             # Of many the most expensive.
