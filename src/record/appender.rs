@@ -176,11 +176,6 @@ impl RecordAppender {
         }
     }
 
-    /// Whether nothing is written any more.
-    pub(super) fn is_closed(&self) -> bool {
-        self.spool.is_none()
-    }
-
     /// Ends the spool, which its readers then read to its end, and the traces.
     pub(super) fn close(&mut self) {
         if let Some(spool) = self.spool.take() {

@@ -2,7 +2,7 @@
 //!
 //! A finished exchange is counted in `metrics` and `statistics`, and kept in `recent_trouble` if it did not go well; its
 //! record is made (`render`, `line`) and written (`appender`) to the file of records, and to the `spool`, from which
-//! each of the `sinks` delivers. The `writer` knows on which thread. Requests in flight are not known here.
+//! each of the `sinks` delivers. The `writer` does that on a thread of its own. Requests in flight are not known here.
 
 pub mod affinity;
 pub mod affinity_statistics;
@@ -13,6 +13,7 @@ pub mod cost;
 pub mod cost_statistics;
 pub mod delivery;
 pub mod exchange;
+mod file_system;
 pub mod latency_histogram;
 pub mod line;
 pub mod metrics;
@@ -36,7 +37,6 @@ mod text_ranges;
 pub mod token_estimate;
 pub mod trace_context;
 pub mod traces;
-mod write_pace;
 pub mod writer;
 
 use std::io;
@@ -54,13 +54,13 @@ use self::appender::RecordAppender;
 use self::cost::Pricing;
 use self::delivery::{Backlog, DeliveryState};
 use self::exchange::{CapturePolicy, FinishedExchange};
+use self::file_system::is_remote;
 use self::metrics::Metrics;
 use self::redact::Redactor;
 use self::sinks::{jsonl, log_analytics};
 use self::spool::{Spool, SpoolView};
 use self::stored_usage::StoredUsage;
 use self::traces::TracesControl;
-use self::write_pace::WritePace;
 use self::writer::{RecordQueue, WriteReceipt};
 use crate::config::{Config, JsonlConfig, SpoolConfig};
 use crate::credentials::Keyring;
@@ -159,7 +159,7 @@ impl Recorder {
         let Some(config) = &config.record else {
             let redactor = Arc::<ArcSwap<Redactor>>::default();
             let appender = RecordAppender::new(None, None, false, tracer);
-            let (queue, writer) = writer::start_writer(appender, None, &redactor, &pricing, &metrics)?;
+            let (queue, writer) = writer::start_writer(appender, false, &redactor, &pricing, &metrics)?;
             threads.push(writer);
             return Ok(Self {
                 queue,
@@ -202,11 +202,12 @@ impl Recorder {
         }
         let redactor = Arc::new(ArcSwap::from_pointee(Redactor::new(config.redaction_patterns.clone())));
         let spool_view = Some(spool.view());
-        let line_file = jsonl.as_ref().map(|control| control.file());
+        // A file that may hang gets its records from the spool, by the sink's own thread.
+        let directory = config.jsonl.as_ref().and_then(|file| file.path.parent());
+        let is_local = !directory.is_some_and(is_remote);
+        let line_file = jsonl.as_ref().filter(|_| is_local).map(|control| control.file());
         let appender = RecordAppender::new(Some(spool), line_file, log_analytics.is_some(), tracer);
-        let file_directory = config.jsonl.as_ref().and_then(|jsonl| jsonl.path.parent());
-        let pace = WritePace::of([&*config.spool.directory].into_iter().chain(file_directory));
-        let (queue, writer) = writer::start_writer(appender, Some(pace), &redactor, &pricing, &metrics)?;
+        let (queue, writer) = writer::start_writer(appender, true, &redactor, &pricing, &metrics)?;
         threads.push(writer);
         Ok(Self {
             queue,
@@ -221,8 +222,8 @@ impl Recorder {
         })
     }
 
-    /// Writes the record of an exchange or queues it, and returns at once. The receipt resolves when the record is
-    /// written; it is `None` if it is written already or none will be. Call [`Recorder::wake_writer`] afterwards.
+    /// Queues an exchange for the writer and returns at once. The receipt resolves when the record is
+    /// written; it is `None` if no record will be written. Call [`Recorder::wake_writer`] afterwards.
     pub fn enqueue(&self, exchange: Box<FinishedExchange>, policy: CapturePolicy) -> Option<WriteReceipt> {
         self.queue.enqueue(exchange, policy)
     }

@@ -1,8 +1,7 @@
-//! Who writes the record of a finished exchange.
+//! The thread that makes records from finished exchanges and writes them.
 //!
-//! The thread that serves the request does, if its record is made quickly, nobody else is writing, and the disk has
-//! been quick lately: that costs less than to wake another thread and to wait for it. Otherwise the exchange goes to
-//! the queue in `queue.rs`, from which a thread of its own takes all that waits, so that a slow disk delays no request.
+//! Exchanges reach it through the queue in `queue.rs`, so that a slow disk delays no request. All records that
+//! are queued are written at once.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,7 +24,6 @@ use super::record_context::RecordContext;
 use super::redact::Redactor;
 use super::stored_usage::StoredUsage;
 use super::token_estimate::TokenEstimator;
-use super::write_pace::WritePace;
 
 /// About how many bytes are written at once.
 const MAX_BATCH_BYTES: usize = 256 * 1024;
@@ -43,12 +41,6 @@ const TOKENIZED_BYTES_BY_BACKLOG: [(usize, usize); 3] = [(16, 64 * 1024), (256, 
 /// How much of a text is tokenized while more exchanges wait.
 const MIN_TOKENIZED_BYTES: usize = 128;
 
-/// The thread that serves a request makes its record if prompt and response are no longer than this: they are read
-/// and written in about a tenth of a millisecond.
-const MAX_IMMEDIATE_BYTES: usize = 192 * 1024;
-/// The same if there is something to redact, which takes longer.
-const MAX_IMMEDIATE_REDACTED_BYTES: usize = 16 * 1024;
-
 /// Resolves when the record is in the kernel's page cache, so that it survives the process, or is lost.
 pub type WriteReceipt = oneshot::Receiver<()>;
 
@@ -63,8 +55,7 @@ pub struct RecordQueue {
 struct SharedWriterState {
     queue: ExchangeQueue,
     appender: Mutex<RecordAppender>,
-    /// `None` if no records are written.
-    pace: Option<WritePace>,
+    writes_records: bool,
     context: RecordContext,
     dropped_records: AtomicU64,
     lightened_records: AtomicU64,
@@ -77,7 +68,7 @@ struct SharedWriterState {
 /// If a thread cannot be started.
 pub(super) fn start_writer(
     appender: RecordAppender,
-    pace: Option<WritePace>,
+    writes_records: bool,
     redactor: &Arc<ArcSwap<Redactor>>,
     pricing: &Arc<ArcSwapOption<Pricing>>,
     metrics: &Arc<Metrics>,
@@ -85,7 +76,7 @@ pub(super) fn start_writer(
     let shared = Arc::new(SharedWriterState {
         queue: ExchangeQueue::default(),
         appender: Mutex::new(appender),
-        pace,
+        writes_records,
         context: RecordContext {
             redactor: Arc::clone(redactor),
             pricing: Arc::clone(pricing),
@@ -107,8 +98,8 @@ pub(super) fn start_writer(
 }
 
 impl RecordQueue {
-    /// Writes the record of an exchange or queues it, and returns at once. The receipt is `None` if the record is
-    /// written or none will be. Call [`RecordQueue::wake_writer`] afterwards: one call is enough for several exchanges.
+    /// Queues an exchange and returns at once. The receipt is `None` if no record will be written. Call
+    /// [`RecordQueue::wake_writer`] afterwards: one call is enough for several exchanges.
     pub fn enqueue(
         &self,
         mut exchange: Box<FinishedExchange>,
@@ -116,13 +107,7 @@ impl RecordQueue {
     ) -> Option<WriteReceipt> {
         exchange.shorten_content(policy, |body_bytes| self.shared.queue.max_sample_bytes(body_bytes));
         let is_slow = exchange.is_slow_to_render(policy);
-        if !is_slow {
-            match self.shared.append_at_once(exchange, policy) {
-                Ok(()) => return None,
-                Err(unwritten) => exchange = unwritten,
-            }
-        }
-        let (written_sender, receipt) = if self.shared.writes_records() {
+        let (written_sender, receipt) = if self.shared.writes_records {
             let (written_sender, receipt) = oneshot::channel();
             (Some(written_sender), Some(receipt))
         } else {
@@ -132,7 +117,7 @@ impl RecordQueue {
         let (is_only_ready, dropped) = self.shared.queue.push(exchange, is_slow);
         self.shared.count_dropped(dropped);
         // With records, the caller wakes the writer, once for several exchanges.
-        if is_only_ready && !self.shared.writes_records() {
+        if is_only_ready && !self.shared.writes_records {
             self.writer_thread.unpark();
         }
         receipt
@@ -174,37 +159,8 @@ impl std::fmt::Debug for SharedWriterState {
 }
 
 impl SharedWriterState {
-    fn writes_records(&self) -> bool {
-        self.pace.is_some()
-    }
-
     fn lock_appender(&self) -> MutexGuard<'_, RecordAppender> {
         self.appender.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Writes the record of an exchange on this thread, unless that might take long.
-    fn append_at_once(
-        &self,
-        exchange: Box<FinishedExchange>,
-        policy: CapturePolicy,
-    ) -> Result<(), Box<FinishedExchange>> {
-        let Some(pace) = self.pace.as_ref().filter(|pace| pace.is_quick()) else { return Err(exchange) };
-        let max_bytes = match self.context.redactor.load().is_empty() {
-            true => MAX_IMMEDIATE_BYTES,
-            false => MAX_IMMEDIATE_REDACTED_BYTES,
-        };
-        if exchange.content_bytes() > max_bytes {
-            return Err(exchange);
-        }
-        let Ok(mut appender) = self.appender.try_lock() else { return Err(exchange) };
-        if appender.is_closed() {
-            return Err(exchange);
-        }
-        appender.push(&self.context, *exchange, policy);
-        let began = Instant::now();
-        appender.write(&self.context);
-        pace.note_write(began);
-        Ok(())
     }
 
     /// Counts and logs what a full queue has dropped.
@@ -315,7 +271,7 @@ fn write_queued_records(shared: &SharedWriterState) {
             }
             let is_failing = shared.lock_appender().is_failing();
             park_timeout(if is_failing { SPOOL_MAINTENANCE_INTERVAL } else { ORPHAN_SCAN_INTERVAL });
-            if !shared.writes_records() {
+            if !shared.writes_records {
                 sleep(METRICS_ONLY_BATCH_DELAY);
             }
             continue;
@@ -327,11 +283,7 @@ fn write_queued_records(shared: &SharedWriterState) {
             charges.push(charge);
             written_senders.extend(written_sender);
         }
-        let began = Instant::now();
         appender.write(&shared.context);
-        if let Some(pace) = &shared.pace {
-            pace.note_write(began);
-        }
         // The receipts of lost records resolve too: nobody should wait for them. A receiver may be gone.
         written_senders.drain(..).for_each(|sender: oneshot::Sender<()>| {
             let _ = sender.send(());
