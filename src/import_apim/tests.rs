@@ -312,7 +312,7 @@ fn an_endpoint_that_no_cluster_has_is_not_enabled() {
     let lines = backend_lines(&inbound(&cached_list(list)));
     let lines: Vec<_> = lines.iter().filter(|line| !line.starts_with("credential")).collect();
     assert_eq!(lines, ["- name: \"a\"", "deployments:", "\"o3\": \"o3\"", "- name: \"c\"", "enabled: false"]);
-    // Without `set-backend-service`, which may be in a fragment that was not given, the list is configuration all the same.
+    // The list becomes configuration even without `set-backend-service`, which may be in a fragment that is not given.
     let imported = import_one(&inbound(&cached_list(list))).unwrap();
     assert_eq!(imported.counts.left, 0, "{}", imported.yaml);
 }

@@ -163,8 +163,7 @@ async fn no_request_fails_or_waits_while_redis_is_stopped_or_killed_or_wiped() {
         sleep(PERIOD).await;
         begin..Instant::now()
     };
-    // Connections are made, and estimates learned.
-    sleep(Duration::from_secs(1)).await;
+    support::wait_until("connections are open and estimates learned", || load.counts().1 >= 100).await;
     let mut calm_periods = vec![calm().await];
     let mut fault_periods = Vec::new();
     for fault in ["stopped", "killed", "wiped"] {

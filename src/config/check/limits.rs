@@ -18,16 +18,6 @@ const LIMIT_KEYS: [&str; 7] = [
     "cost_per_month",
     "in_flight",
 ];
-const CLIENT_LIMIT_KEYS: [&str; 8] = [
-    "requests_per_minute",
-    "tokens_per_minute",
-    "tokens_per_day",
-    "tokens_per_month",
-    "cost_per_day",
-    "cost_per_month",
-    "in_flight",
-    "deployments",
-];
 /// More than anybody uses, and small enough that no sum of such numbers overflows.
 const MAX_LIMIT: u64 = 1_000_000_000_000_000;
 /// The same number in millionths.
@@ -83,7 +73,7 @@ pub(super) fn read_client_limits(
     allowed_deployments: Option<&[DeploymentName]>,
     context: LimitContext<'_>,
 ) -> Option<Arc<ClientLimits>> {
-    let map = node.read_mapping(&CLIENT_LIMIT_KEYS)?;
+    let map = node.read_mapping(&[&LIMIT_KEYS[..], &["deployments"]].concat())?;
     if map.is_empty() {
         return node.report_error(format!("must have a limit, such as tokens_per_minute: 200000; {without}"));
     }
