@@ -4,9 +4,9 @@
 //! more than twice of what it was before, or if the memory exceeded its budgets. The balancer has the first core, the
 //! clients and the simulated resources have the others: the times mean nothing while the machine does other work.
 //!
-//! With two cores, a storm also takes from the other client the core that its own requests are made on. So a third
-//! client sends requests straight to a simulated resource: by what its p99 grows, that of the other client may grow
-//! as well.
+//! With two cores, a storm also takes from the other client the core that its own requests are made on. So the storm
+//! is made by a thread of the lowest priority, as if on a machine of its own, and a third client sends requests
+//! straight to a simulated resource: by what its p99 grows, that of the other client may grow as well.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,10 +26,12 @@ use std::net::SocketAddr;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use aoai_lb::demo::{DeploymentKind, Mood, SimulatedError, SimulatedResource, Simulator};
 use clap::Parser;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -53,6 +55,8 @@ const CONNECTIONS_MIB: u64 = 4096 * 12 / 1024;
 /// `getconf CLK_TCK`, the same on all Linux systems.
 const TICKS_PER_SECOND: u64 = 100;
 const MAX_P99_RATIO: f64 = 2.0;
+/// The niceness of the thread of a storm.
+const LOWEST_PRIORITY: i32 = 19;
 /// How many of the other client's requests there is one of, straight to the resource.
 const REQUESTS_PER_DIRECT_REQUEST: u32 = 10;
 const DIRECT_RESOURCE: &str = "direct";
@@ -159,7 +163,7 @@ async fn measure(options: &StormOptions, storm: Storm, storm_mood: Mood) -> Stor
     let direct_before = direct_client.take_stats();
     let pids = [balancer.pid(), std::process::id()];
     let ticks_before = pids.map(cpu_ticks);
-    let (actions, mut workers) = start_storm(storm, balancer.address, options.kept);
+    let running_storm = RunningStorm::start(storm, balancer.address, options.kept);
     let (mut peak_kib, mut left) = (calm_kib, length);
     while !left.is_zero() {
         sleep(MEMORY_INTERVAL).await;
@@ -172,11 +176,10 @@ async fn measure(options: &StormOptions, storm: Storm, storm_mood: Mood) -> Stor
         |after: u64, before: u64| after.saturating_sub(before) * 100 / TICKS_PER_SECOND / options.seconds;
     let [balancer_ticks, own_ticks] = pids.map(cpu_ticks);
     let cpu_percent = [percent(balancer_ticks, ticks_before[0]), percent(own_ticks, ticks_before[1])];
-    workers.shutdown().await;
+    let actions = running_storm.stop();
     client.stop().await;
     direct_client.stop().await;
     sleep(REST).await;
-    let actions = actions.load(Ordering::Relaxed);
     StormResult {
         calm,
         stormy,
@@ -208,25 +211,56 @@ async fn start_azure(storm_mood: Mood) -> Simulator {
     Simulator::start(resources.into_iter().chain([direct]).collect()).await.unwrap()
 }
 
-/// Starts the tasks of a storm, which end when they are dropped. Returns how often they have acted.
-fn start_storm(storm: Storm, address: SocketAddr, kept: usize) -> (Arc<AtomicUsize>, JoinSet<()>) {
-    let actions = Arc::<AtomicUsize>::default();
-    let mut workers = JoinSet::new();
-    for _ in 0..STORM_WORKERS {
-        let actions = Arc::clone(&actions);
-        workers.spawn(async move {
-            let mut kept_results = VecDeque::new();
-            loop {
-                kept_results.push_back(storm.act(address).await);
-                actions.fetch_add(1, Ordering::Relaxed);
-                if kept_results.len() > kept / STORM_WORKERS {
-                    kept_results.pop_front();
+/// A storm, on a thread of its own.
+struct RunningStorm {
+    stop_sender: oneshot::Sender<()>,
+    thread: JoinHandle<usize>,
+}
+
+impl RunningStorm {
+    /// Begins at once. `kept` is the number of connections and responses that it keeps open.
+    fn start(storm: Storm, address: SocketAddr, kept: usize) -> Self {
+        let (stop_sender, stopped) = oneshot::channel();
+        let run = move || {
+            // On Linux the priority is that of the thread.
+            rustix::process::nice(LOWEST_PRIORITY).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let actions = Arc::<AtomicUsize>::default();
+                let mut workers = JoinSet::new();
+                for _ in 0..STORM_WORKERS {
+                    workers.spawn(act_again_and_again(
+                        storm,
+                        address,
+                        kept / STORM_WORKERS,
+                        Arc::clone(&actions),
+                    ));
                 }
-                sleep(STORM_PAUSE).await;
-            }
-        });
+                let _ = stopped.await;
+                workers.shutdown().await;
+                actions.load(Ordering::Relaxed)
+            })
+        };
+        Self { stop_sender, thread: std::thread::spawn(run) }
     }
-    (actions, workers)
+
+    /// Returns how many actions there were.
+    fn stop(self) -> usize {
+        self.stop_sender.send(()).unwrap();
+        self.thread.join().unwrap()
+    }
+}
+
+async fn act_again_and_again(storm: Storm, address: SocketAddr, kept: usize, actions: Arc<AtomicUsize>) {
+    let mut kept_results = VecDeque::new();
+    loop {
+        kept_results.push_back(storm.act(address).await);
+        actions.fetch_add(1, Ordering::Relaxed);
+        if kept_results.len() > kept {
+            kept_results.pop_front();
+        }
+        sleep(STORM_PAUSE).await;
+    }
 }
 
 fn resident_kib(balancer: &Balancer) -> u64 {
