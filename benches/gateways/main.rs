@@ -181,6 +181,8 @@ const STREAM_PACE: EventPace = EventPace {
 /// The number of client connections in measurements of requests.
 const CLIENT_CONNECTIONS: usize = 32;
 const WARM_UP_TIME: Duration = Duration::from_millis(300);
+/// The longest measurement at a fixed rate, unless all are longer.
+const MAX_PACED_TIME: Duration = Duration::from_secs(5);
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -357,19 +359,26 @@ async fn measure_scenario(
         for gateway in &gateways {
             let target = bench.load_target(gateway.address, scenario);
             let memory_before = gateway.memory_kib();
-            upstreams.iter().for_each(|upstream| upstream.request_count.store(0, Ordering::Relaxed));
-            let (cpu, mut samples) = measure_load(bench, gateway, &target, scenario, length).await;
-            let [refused, answered] =
-                upstreams.each_ref().map(|upstream| upstream.request_count.load(Ordering::Relaxed));
+            if !matches!(scenario.work, Workload::Streams { .. }) {
+                load::run_saturated(&target, CLIENT_CONNECTIONS, WARM_UP_TIME).await;
+            }
+            // Not after the saturation: what a gateway still does in the background then, such as the compression of
+            // files, would count here.
             let (cpu_before, switches_before) = (gateway.cpu_time(), gateway.context_switches());
             let latencies = measure_latencies(bench, &target, scenario, length).await;
+            let mut samples = Vec::new();
             if let Workload::Requests { per_second, .. } = scenario.work {
-                let requests = f64::from(per_second) * options.seconds;
+                let requests = f64::from(per_second) * paced_time(per_second, length).as_secs_f64();
                 let cpu = (gateway.cpu_time() - cpu_before).as_secs_f64() * 1e6;
                 let switches = gateway.context_switches().saturating_sub(switches_before) as f64;
                 samples.push(("paced_cpu_us", cpu / requests));
                 samples.push(("paced_switches", switches / requests));
             }
+            upstreams.iter().for_each(|upstream| upstream.request_count.store(0, Ordering::Relaxed));
+            let (cpu, load_samples) = measure_load(bench, gateway, &target, scenario, length).await;
+            samples.extend(load_samples);
+            let [refused, answered] =
+                upstreams.each_ref().map(|upstream| upstream.request_count.load(Ordering::Relaxed));
             for (name, value) in &latencies {
                 let direct_latency =
                     direct_latencies.iter().find(|(other, _)| other == name).map_or(0.0, |(_, value)| *value);
@@ -401,7 +410,6 @@ async fn measure_load(
         let cost = (gateway.cpu_time() - before).as_secs_f64() * 1e6 / stats.events.max(1) as f64;
         return (cost, vec![("failures", stats.failures as f64)]);
     }
-    load::run_saturated(target, CLIENT_CONNECTIONS, WARM_UP_TIME).await;
     let (before, start) = (gateway.cpu_time(), Instant::now());
     let stats = load::run_saturated(target, CLIENT_CONNECTIONS, length).await;
     let (used, elapsed) = ((gateway.cpu_time() - before).as_secs_f64(), start.elapsed().as_secs_f64());
@@ -411,6 +419,11 @@ async fn measure_load(
         ("busy_percent", used * 100.0 / elapsed),
     ];
     (used * 1e6 / stats.responses.max(1) as f64, samples)
+}
+
+/// How long requests are made at a fixed rate: a slow rate needs longer, since processor time is known to 10 ms.
+fn paced_time(per_second: u32, length: Duration) -> Duration {
+    Duration::from_secs_f64(1000.0 / f64::from(per_second)).clamp(length, length.max(MAX_PACED_TIME))
 }
 
 /// The latencies that clients see, in microseconds.
@@ -435,6 +448,7 @@ async fn measure_latencies(
             ]
         }
         Workload::Requests { per_second, .. } | Workload::Failover { per_second } => {
+            let length = paced_time(per_second, length);
             let stats = load::run_at_rate(target, CLIENT_CONNECTIONS as u32, per_second, length).await;
             vec![
                 ("p50_us", quantile_us(&stats.latencies, 0.5)),
