@@ -12,6 +12,9 @@ use std::{env, io, thread};
 use super::support::{free_port, sha256_hex};
 use super::{BACKEND_KEY, HOST, bare};
 
+/// How long a gateway may take to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The kind of a gateway.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum GatewayKind {
@@ -53,9 +56,7 @@ impl GatewayKind {
             Self::HaProxy => ("haproxy".into(), "-v"),
             Self::Envoy => (find_envoy()?, "--version"),
             Self::BarePingora => return Some("0.9.1".to_owned()),
-            Self::Balancer | Self::BalancerWithoutRecords => {
-                (PathBuf::from(env!("CARGO_BIN_EXE_aoai-lb")), "--version")
-            }
+            Self::Balancer | Self::BalancerWithoutRecords => (balancer_program(), "--version"),
         };
         let output = Command::new(program).arg(argument).output().ok()?;
         let output_text = [output.stdout, output.stderr].concat();
@@ -67,6 +68,11 @@ impl GatewayKind {
             .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
             .map(str::to_owned)
     }
+}
+
+/// The program of aoai-lb: the one that cargo has built, or another that is to be measured.
+fn balancer_program() -> PathBuf {
+    env::var_os("AOAI_LB_PROGRAM").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_aoai-lb")), PathBuf::from)
 }
 
 /// The program of Envoy: from PATH, or as installed by `make bench`.
@@ -88,7 +94,7 @@ pub struct GatewaySetup<'a> {
     pub clients: usize,
 }
 
-/// A running gateway. It is killed when it is dropped.
+/// A running gateway. It is stopped when it is dropped.
 pub struct RunningGateway {
     pub kind: GatewayKind,
     pub address: SocketAddr,
@@ -97,12 +103,15 @@ pub struct RunningGateway {
 
 impl Drop for RunningGateway {
     fn drop(&mut self) {
-        for pid in self.pids() {
-            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        // A program with counters for `make profile` writes them when it ends by itself.
+        self.signal(rustix::process::Signal::TERM);
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() >= deadline {
+                self.signal(rustix::process::Signal::KILL);
             }
+            thread::sleep(Duration::from_millis(10));
         }
-        let _ = self.child.wait();
     }
 }
 
@@ -145,6 +154,12 @@ impl RunningGateway {
             thread::sleep(Duration::from_millis(10));
         }
         Ok(Self { kind, address, child })
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        for pid in self.pids().into_iter().filter_map(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, signal);
+        }
     }
 
     /// The process ids of the gateway: the first process and its children.
@@ -420,5 +435,6 @@ fn balancer_command(
          admin: {{ address: 127.0.0.1:{admin} }}\nserver: {{ threads: 1, drain_delay: 0s }}\n"
     );
     fs::write(directory.join("aoai-lb.yaml"), text)?;
-    Ok([env!("CARGO_BIN_EXE_aoai-lb"), "run", "-c", "aoai-lb.yaml"].map(str::to_owned).to_vec())
+    let program = balancer_program().to_string_lossy().into_owned();
+    Ok([&program, "run", "-c", "aoai-lb.yaml"].map(str::to_owned).to_vec())
 }

@@ -2,11 +2,17 @@
 //! caller knows that it is JSON.
 
 use std::fmt::Write as _;
+use std::sync::LazyLock;
 
 use openssl::{base64, sha::Sha256};
+use regex::Regex;
 
 use crate::azure::json;
 use crate::azure::json_strings::{JsonString, JsonStrings};
+
+/// Finds in one pass what every string that [`replace_binary_data`] replaces begins with, or the key before it.
+static MARKERS: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r#""data:|"file_data"|"b64_json"|"input_audio"|"result""#).ok());
 
 /// Copies JSON and replaces every string that contains binary data by an object such as
 /// `{"bytes":5,"sha256":"2cf2…"}`.
@@ -28,9 +34,7 @@ pub(super) fn replace_binary_data(raw: &str) -> String {
 
 /// Whether [`replace_binary_data`] might replace something in this part of JSON.
 pub(super) fn may_contain_binary_data(raw: &str) -> bool {
-    ["\"data:", "\"file_data\"", "\"b64_json\"", "\"input_audio\"", "\"result\""]
-        .iter()
-        .any(|marker| memchr::memmem::find(raw.as_bytes(), marker.as_bytes()).is_some())
+    MARKERS.as_ref().is_none_or(|markers| markers.is_match(raw))
 }
 
 /// The object that replaces a string, if the string contains binary data.

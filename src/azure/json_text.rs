@@ -30,8 +30,9 @@ pub fn decode_content(content: &str) -> Cow<'_, str> {
 
 /// JSON in which every half of a surrogate pair is replaced by `\ufffd`, so that strict parsers read it.
 pub fn replace_surrogate_halves(json: &str) -> Cow<'_, str> {
-    let has_surrogates = |escape: &[u8]| memmem::find(json.as_bytes(), escape).is_some();
-    if !has_surrogates(b"\\ud") && !has_surrogates(b"\\uD") {
+    let bytes = json.as_bytes();
+    let is_surrogate = |escape: usize| matches!(bytes.get(escape + 2), Some(b'd' | b'D'));
+    if !memmem::find_iter(bytes, b"\\u").any(is_surrogate) {
         return Cow::Borrowed(json);
     }
     let mut out = String::with_capacity(json.len());

@@ -67,29 +67,27 @@ pub struct PromptBeginning {
 pub fn prompt_beginning(body: &[u8], parts: &PromptPartRanges, limit: usize) -> Option<PromptBeginning> {
     let mut values = [None; PROMPT_KEYS.names().len()];
     for (value, range) in values.iter_mut().zip(parts) {
-        // What is not UTF-8 is left to `prompt_text`.
-        let raw = range.clone().map(|range| body.get(range).and_then(|raw| std::str::from_utf8(raw).ok()));
-        *value = if let Some(raw) = raw { Some(raw?).filter(|raw| *raw != "null") } else { None };
+        *value = range.clone().and_then(|range| body.get(range)).filter(|raw| *raw != b"null");
     }
     let [messages, input, instructions, prompt] = values;
     let mut beginning = PromptBeginning { text: String::new(), is_truncated: false };
     match (messages, input, instructions, prompt) {
         (Some(messages), ..) => beginning.push_json(messages, limit)?,
         (_, input, Some(instructions), _) => {
-            beginning.push_json("{\"instructions\":", limit)?;
+            beginning.push_json(b"{\"instructions\":", limit)?;
             beginning.push_json(instructions, limit)?;
             if let Some(input) = input {
-                beginning.push_json(",\"input\":", limit)?;
+                beginning.push_json(b",\"input\":", limit)?;
                 beginning.push_json(input, limit)?;
             }
-            beginning.push_json("}", limit)?;
+            beginning.push_json(b"}", limit)?;
         }
-        (_, Some(only), ..) | (.., Some(only)) if only.len() > limit && only.starts_with('"') => {
+        (_, Some(only), ..) | (.., Some(only)) if only.len() > limit && only.starts_with(b"\"") => {
             beginning.push_string(only, limit)?;
         }
         (_, Some(only), ..) | (.., Some(only)) if only.len() > limit => beginning.push_json(only, limit)?,
         (_, Some(only), ..) | (.., Some(only)) => {
-            beginning.text = text_or_json(&replace_surrogate_halves(only));
+            beginning.text = text_or_json(&replace_surrogate_halves(whole_text(only)?));
         }
         _ => return None,
     }
@@ -98,32 +96,49 @@ pub fn prompt_beginning(body: &[u8], parts: &PromptPartRanges, limit: usize) -> 
 
 impl PromptBeginning {
     /// Appends as much of `raw`, a JSON value or a part between two, as fits.
-    fn push_json(&mut self, raw: &str, limit: usize) -> Option<()> {
+    fn push_json(&mut self, raw: &[u8], limit: usize) -> Option<()> {
         let room = limit.saturating_sub(self.text.len());
         if self.is_truncated {
             return Some(());
         }
         if raw.len() <= room {
-            self.text.push_str(&replace_binary_data(&replace_surrogate_halves(raw)));
+            self.text.push_str(&replace_binary_data(&replace_surrogate_halves(whole_text(raw)?)));
             return Some(());
         }
-        let beginning =
-            raw.get(..raw.floor_char_boundary(room)).filter(|raw| !may_contain_binary_data(raw))?;
+        let beginning = text_beginning(raw, room).filter(|raw| !may_contain_binary_data(raw))?;
         self.text.push_str(&replace_surrogate_halves(beginning));
         self.is_truncated = true;
         Some(())
     }
 
     /// Appends as much of a decoded JSON string as fits.
-    fn push_string(&mut self, raw: &str, limit: usize) -> Option<()> {
-        let content = json::string_content(raw).filter(|content| !content.starts_with("data:"))?;
+    fn push_string(&mut self, raw: &[u8], limit: usize) -> Option<()> {
+        let content = raw.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
         // Enough for the limit if everything is escaped. A cut inside of an escape is then beyond the limit.
         let end = limit.saturating_mul(MAX_ESCAPE_BYTES / 2).saturating_add(MAX_ESCAPE_BYTES);
-        let beginning = content.get(..content.floor_char_boundary(end.min(content.len())))?;
+        let beginning = text_beginning(content, end).filter(|beginning| !beginning.starts_with("data:"))?;
         let decoded = decode_content(beginning);
         self.is_truncated = decoded.len() > limit || beginning.len() < content.len();
         self.text.push_str(decoded.get(..decoded.floor_char_boundary(limit))?);
         Some(())
+    }
+}
+
+/// Bytes as text; `None` if they are not UTF-8: they are left to [`prompt_text`].
+fn whole_text(raw: &[u8]) -> Option<&str> {
+    std::str::from_utf8(raw).ok()
+}
+
+/// The whole characters in the first `max_bytes` bytes; `None` if there is something else than UTF-8 among them. The
+/// rest is not looked at.
+fn text_beginning(raw: &[u8], max_bytes: usize) -> Option<&str> {
+    let beginning = raw.get(..max_bytes).unwrap_or(raw);
+    match std::str::from_utf8(beginning) {
+        Ok(text) => Some(text),
+        Err(cut) if cut.error_len().is_none() && beginning.len() < raw.len() => {
+            whole_text(beginning.get(..cut.valid_up_to())?)
+        }
+        Err(_) => None,
     }
 }
 
@@ -226,6 +241,7 @@ mod tests {
             format!(r#"{{"input":"{escapes}"}}"#),
             r#"{"prompt":["one","two","three"]}"#.to_owned(),
             r#"{"input":"h\u00e9llo\n"}"#.to_owned(),
+            format!(r#"{{"input":"{}"}}"#, "aé".repeat(60)),
         ] {
             let facts = BodyFacts::parse(body.as_bytes()).unwrap();
             let text = prompt_text(body.as_bytes(), None).unwrap();
@@ -237,6 +253,12 @@ mod tests {
                 assert_eq!(beginning.is_truncated, beginning.text.len() < text.len(), "{limit} of {body}");
             }
         }
+        // What comes later is not looked at, UTF-8 or not.
+        let body = [&br#"{"input":""#[..], &b"a".repeat(200), b"\xff\"}"].concat();
+        let facts = BodyFacts::parse(&body).unwrap();
+        let beginning = |limit| prompt_beginning(&body, &facts.prompt_part_ranges, limit);
+        assert_eq!(beginning(10).map(|beginning| beginning.text), Some("a".repeat(10)));
+        assert_eq!(beginning(200), None);
         // The digest of binary data needs all of it.
         for body in [
             r#"{"input":"data:image/png;base64,aGVsbG8="}"#,
