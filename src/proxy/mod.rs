@@ -13,6 +13,7 @@ mod ending;
 mod error_types;
 mod framing;
 mod overhead;
+mod pending_bytes;
 pub mod runner;
 mod stream_wrapper;
 pub(crate) mod timer;

@@ -111,12 +111,12 @@ fn reload_changed_files(tls: Option<&Arc<ServerTls>>, background: &Runtime) {
     }
 }
 
-/// The sizes of a connection's read and write buffers. With the write buffer, the head and a short
-/// body of a response leave in one write. Pingora reads heads and bodies into buffers of its own, so
-/// plain connections need no read buffer; OpenSSL reads the five bytes of a record's header
-/// separately, so TLS connections get one that holds a whole record (16 KiB).
+/// The sizes of a connection's read and write buffers. Pingora reads heads and bodies into buffers of its own, so
+/// plain connections need no read buffer; OpenSSL reads the five bytes of a record's header separately, so TLS
+/// connections get one that holds a whole record (16 KiB). With the write buffer, records of TLS leave together; what is
+/// written to a plain connection is collected by `ConnectionHandler`, in memory that idle connections do not need.
 fn buffer_settings(has_tls: bool) -> L4BufferSettings {
-    L4BufferSettings::new(if has_tls { 16 * 1024 + 512 } else { 0 }, 4 * 1024)
+    if has_tls { L4BufferSettings::new(16 * 1024 + 512, 4 * 1024) } else { L4BufferSettings::unbuffered() }
 }
 
 fn tcp_socket_options(config: &Config, address: SocketAddr) -> TcpSocketOptions {

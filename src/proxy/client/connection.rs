@@ -7,10 +7,14 @@
 //! Pingora has none of these: its header timeout applies to each read, its size limit is 1 MiB, and its 400
 //! has no body.
 
+use std::future::poll_fn;
+use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -23,7 +27,7 @@ use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::Session;
 use pingora::server::ShutdownWatch;
 use prometheus::IntCounter;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead as _, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
@@ -31,6 +35,7 @@ use tokio::time::timeout;
 use super::client_request::new_request_id;
 use super::connection_limit::{AddressConnectionLimiter, ConnectionPermit, TotalConnectionLimiter};
 use super::stream::chunked::ChunkedStream;
+use super::stream::collected_writes::CollectedWrites;
 use super::stream::http2_deadline::Http2HeadDeadline;
 use super::stream::http2_errors::Http2ErrorCounter;
 use super::timeouts::{CLIENT_IDLE_TIMEOUT, HANDOVER_LINGER, REFUSE_AND_CLOSE_TIMEOUT, SHUTDOWN_LINGER};
@@ -46,6 +51,8 @@ use crate::refusal::{Refusal, RefusalReason};
 /// Largest request head. The heads of SDKs have up to 2 KiB, plus up to 8 KiB for an access token of Entra
 /// ID.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// How much of a head is read at once: all of most heads, and a short body.
+const HEAD_READ_BYTES: usize = 4 * 1024;
 
 /// Handles the connections of one listener and passes their requests to the runner, which all listeners
 /// share.
@@ -168,7 +175,7 @@ pub(crate) async fn read_head(
     limit: Duration,
     timer: &mut Timer,
 ) -> Result<ReadHead, HeadReadError> {
-    let mut bytes = BytesMut::with_capacity(2048);
+    let mut bytes = BytesMut::new();
     // Between two requests a connection may be idle.
     let silence_deadline = first_deadline.unwrap_or_else(|| Instant::now() + CLIENT_IDLE_TIMEOUT);
     read_more(stream, &mut bytes, timer, silence_deadline, || HeadReadError::Closed).await?;
@@ -215,12 +222,25 @@ async fn read_more(
 ) -> Result<(), HeadReadError> {
     tokio::select! {
         biased;
-        read = stream.read_buf(bytes) => match read {
+        read = read_arrived(stream, bytes) => match read {
             Ok(count) if count > 0 => Ok(()),
             _ => Err(HeadReadError::Closed),
         },
         () = timer.wait_until(Some(deadline)) => Err(on_timeout()),
     }
+}
+
+/// Reads what has arrived, or waits until something has. The buffer grows only then: most connections are idle. Returns
+/// the number of bytes; 0 if there will be no more.
+async fn read_arrived(stream: &mut Stream, bytes: &mut BytesMut) -> io::Result<usize> {
+    poll_fn(|cx| {
+        let mut arrived = [MaybeUninit::uninit(); HEAD_READ_BYTES];
+        let mut arrived = ReadBuf::uninit(&mut arrived);
+        ready!(Pin::new(&mut *stream).poll_read(cx, &mut arrived))?;
+        bytes.extend_from_slice(arrived.filled());
+        Poll::Ready(Ok(arrived.filled().len()))
+    })
+    .await
 }
 
 #[async_trait]
@@ -257,6 +277,8 @@ impl ServerApp for ConnectionHandler {
                 let stream = Http2ErrorCounter::new(Box::new(stream), self.malformed_requests());
                 return self.runner.process_new(Box::new(stream), shutdown).await;
             }
+        } else {
+            stream = CollectedWrites::wrap(stream);
         }
         let mut shutdown_watch = shutdown.clone();
         let mut shutdown_over = pin!(self.wait_for_shutdown_and_linger(&mut shutdown_watch));
@@ -319,7 +341,7 @@ pub(crate) async fn refuse_and_close(stream: &mut Stream, refusal: &Refusal) {
         while stream.read_buf(&mut unread).await? > 0 {
             unread.clear();
         }
-        std::io::Result::Ok(())
+        io::Result::Ok(())
     };
     let _ = timeout(REFUSE_AND_CLOSE_TIMEOUT, write_and_drain).await;
 }

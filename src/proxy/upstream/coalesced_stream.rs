@@ -17,6 +17,7 @@ use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use crate::proxy::framing::response::ResponseFraming;
+use crate::proxy::pending_bytes::PendingBytes;
 use crate::proxy::stream_wrapper::delegate_stream_traits;
 
 /// Maximum bytes that are collected: as many as a TLS record holds.
@@ -34,7 +35,7 @@ pub(super) struct CoalescedStream {
     /// Shared, because Pingora's session gives out its stream only as a shared reference.
     state: Arc<WriteState>,
     /// Bytes that have been written to this stream but not to `inner`.
-    pending_bytes: Vec<u8>,
+    pending_bytes: PendingBytes,
     /// The framing of the current response.
     response: ResponseFraming,
 }
@@ -71,7 +72,12 @@ impl CoalescedStream {
             return stream;
         }
         let response = ResponseFraming::default();
-        Box::new(Self { inner: stream, state: Arc::default(), pending_bytes: Vec::new(), response })
+        Box::new(Self {
+            inner: stream,
+            state: Arc::default(),
+            pending_bytes: PendingBytes::default(),
+            response,
+        })
     }
 
     /// The wrapped stream, whose writes wait; the same stream if bytes are pending, which is not the case after a
@@ -104,54 +110,9 @@ impl CoalescedStream {
         (**stream).as_any().downcast_ref::<Self>().map(|coalesced| &coalesced.state)
     }
 
-    /// Writes the pending bytes to the inner connection.
-    fn poll_write_pending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut written = 0;
-        let result = loop {
-            let Some(rest) = self.pending_bytes.get(written..).filter(|rest| !rest.is_empty()) else {
-                break Poll::Ready(Ok(()));
-            };
-            match Pin::new(&mut self.inner).poll_write(cx, rest) {
-                Poll::Ready(Ok(0)) => break Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(count)) => written += count,
-                Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
-                Poll::Pending => break Poll::Pending,
-            }
-        };
-        self.pending_bytes.drain(..written);
-        if self.pending_bytes.is_empty() {
-            // Frees the buffer: the connection may now be idle for a long time.
-            self.pending_bytes = Vec::new();
-        }
-        result
-    }
-
-    /// Writes the pending bytes and, after them, new ones: of both as much as the inner connection takes. Returns how
-    /// many of the new ones are written.
-    fn poll_write_after_pending(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            let pending = self.pending_bytes.len();
-            if pending == 0 {
-                return Pin::new(&mut self.inner).poll_write(cx, buf);
-            }
-            let slices = [IoSlice::new(&self.pending_bytes), IoSlice::new(buf)];
-            match ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, &slices))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written if written < pending => drop(self.pending_bytes.drain(..written)),
-                written => {
-                    // Frees the buffer: the connection may now be idle for a long time.
-                    self.pending_bytes = Vec::new();
-                    if written > pending {
-                        return Poll::Ready(Ok(written - pending));
-                    }
-                }
-            }
-        }
-    }
-
     /// Writes and flushes all that is pending, and notes whether that is done.
     fn poll_flush_pending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = match self.poll_write_pending(cx) {
+        let flushed = match self.pending_bytes.poll_write_all(&mut self.inner, cx) {
             Poll::Ready(Ok(())) => Pin::new(&mut self.inner).poll_flush(cx),
             other => other,
         };
@@ -169,7 +130,7 @@ impl AsyncRead for CoalescedStream {
         if self.state.is_blocked()
             && let Poll::Ready(Err(error)) = self.poll_flush_pending(cx)
         {
-            self.pending_bytes = Vec::new();
+            self.pending_bytes.clear();
             *self.state.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
         if self.state.expects_new_response.load(Ordering::Relaxed) {
@@ -193,14 +154,15 @@ impl AsyncWrite for CoalescedStream {
         if (coalesces_next_flush || !self.pending_bytes.is_empty())
             && self.pending_bytes.len() + buf.len() <= MAX_COALESCED_BYTES
         {
-            self.pending_bytes.extend_from_slice(buf);
+            self.pending_bytes.push(buf);
             return Poll::Ready(Ok(buf.len()));
         }
-        let written = self.poll_write_after_pending(cx, buf);
+        let Self { inner, pending_bytes, .. } = &mut *self;
+        let written = pending_bytes.poll_write_before(inner, cx, &[IoSlice::new(buf)]);
         if written.is_ready() || self.pending_bytes.len() > MAX_PENDING_BYTES {
             return written;
         }
-        self.pending_bytes.extend_from_slice(buf);
+        self.pending_bytes.push(buf);
         self.state.is_blocked.store(true, Ordering::Relaxed);
         Poll::Ready(Ok(buf.len()))
     }

@@ -1,7 +1,8 @@
-//! What is checked, timed or counted in the bytes of a client's connection, because the engine does not show
+//! What is checked, timed, counted or collected of the bytes of a client's connection, because the engine does not do
 //! it.
 
 pub(super) mod chunked;
+pub(super) mod collected_writes;
 pub(super) mod http2_deadline;
 pub(super) mod http2_errors;
 mod http2_frames;
