@@ -15,7 +15,9 @@ fn root() -> &'static Path {
 
 fn run_aoai_lb(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aoai-lb"));
-    command.env("EASTUS_KEY", "an-azure-key").env("WESTUS_KEY", "an-azure-key");
+    for name in ["EASTUS_KEY", "WESTUS_KEY", "REDIS_PASSWORD"] {
+        command.env(name, "a-secret");
+    }
     command.args(arguments).output().unwrap()
 }
 
@@ -36,11 +38,16 @@ fn pages() -> Vec<(PathBuf, String)> {
 fn split_code(text: &str) -> (String, Vec<(String, String)>) {
     let (mut prose, mut blocks) = (String::new(), Vec::new());
     let mut block: Option<(String, String)> = None;
+    // Blocks in lists are indented.
+    let mut indent = 0;
     for line in text.lines() {
-        match (&mut block, line.strip_prefix("```")) {
-            (None, Some(language)) => block = Some((language.to_owned(), String::new())),
+        match (&mut block, line.trim_start().strip_prefix("```")) {
+            (None, Some(language)) => {
+                indent = line.len() - line.trim_start().len();
+                block = Some((language.to_owned(), String::new()));
+            }
             (Some(_), Some(_)) => blocks.extend(block.take()),
-            (Some((_, code)), None) => *code += &format!("{line}\n"),
+            (Some((_, code)), None) => *code += &format!("{}\n", line.get(indent..).unwrap_or_default()),
             (None, None) => prose += &format!("{line}\n"),
         }
     }
@@ -106,17 +113,79 @@ fn complete_configurations_pass_check() {
     assert!(checked > 0);
 }
 
-/// The command lines of a page: in code spans, in indented lines and in blocks for a shell.
+/// What completes a part of a configuration, by its first line.
+const OTHER_KEYS: [(&str, &str); 4] = [
+    ("listeners:", "  - address: 127.0.0.1:8080\n"),
+    ("clients:", "  - name: team-a\n"),
+    ("backends:", "  - name: eastus-ptu\n    provisioned: { units: 100 }\n  - name: sweden\n"),
+    ("prices:", "  currency: USD\n  rows: [ { deployment: gpt-4o, input: 2.50, output: 10.00 } ]\n"),
+];
+
+/// The configuration of which a block shows a part: with all keys that a configuration needs.
+fn completed_configuration(block: &str) -> String {
+    let mut text = block.to_owned();
+    for (key, lines) in OTHER_KEYS {
+        if !text.lines().any(|line| line.starts_with(key)) {
+            text += &format!("{key}\n{lines}");
+        }
+    }
+    let mut completed = String::new();
+    let mut section = "";
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        completed += &format!("{line}\n");
+        section = if line.starts_with(char::is_alphabetic) { line } else { section };
+        let Some(name) = line.strip_prefix("  - name: ") else { continue };
+        let has_more = lines.peek().is_some_and(|next| next.contains("endpoint:") || next.contains("keys:"));
+        match section {
+            "backends:" if !has_more => {
+                completed += &format!("    endpoint: https://contoso-{name}.openai.azure.com\n");
+                completed += "    credential: { api_key: \"${EASTUS_KEY}\" }\n";
+            }
+            "clients:" if !has_more => {
+                completed += &format!("    keys: [ {{ sha256: {} }} ]\n", support::sha256_hex(name));
+            }
+            _ => {}
+        }
+    }
+    completed
+}
+
+#[test]
+fn parts_of_configurations_pass_check_when_completed() {
+    let mut checked = 0;
+    for (file, text) in pages() {
+        let (_, blocks) = split_code(&text);
+        let others = ["model_list:", "scrape_configs:"];
+        for (_, block) in blocks.iter().filter(|(language, _)| language == "yaml") {
+            if block.contains("listeners:") || others.iter().any(|key| block.starts_with(key)) {
+                continue;
+            }
+            let directory = tempfile::tempdir().unwrap();
+            let written = directory.path().join("aoai-lb.yaml");
+            let configuration = completed_configuration(block);
+            std::fs::write(&written, &configuration).unwrap();
+            let output = run_aoai_lb(&["check", "-c", written.to_str().unwrap()]);
+            let problems = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(0), "{}: {configuration}\n{problems}", file.display());
+            checked += 1;
+        }
+    }
+    assert!(checked >= 9, "{checked} blocks");
+}
+
+/// The command lines of a page: in code spans, in blocks for a shell, and synopses.
 fn command_lines(text: &str) -> Vec<String> {
     let (prose, blocks) = split_code(text);
-    let shell_blocks = blocks.iter().filter(|(language, _)| matches!(language.as_str(), "sh" | "console"));
+    let shell_blocks =
+        blocks.iter().filter(|(language, _)| matches!(language.as_str(), "sh" | "console" | "text"));
     let in_blocks = shell_blocks.flat_map(|(_, code)| code.lines());
     let spans = prose.split('`').skip(1).step_by(2);
-    let indented = prose.lines().filter_map(|line| line.strip_prefix("    "));
     in_blocks
         .chain(spans)
-        .chain(indented)
-        .filter_map(|line| line.trim().trim_start_matches("sudo ").strip_prefix("aoai-lb "))
+        .filter_map(|line| {
+            line.trim().trim_start_matches("$ ").trim_start_matches("sudo ").strip_prefix("aoai-lb ")
+        })
         // What follows a comment or a pipe belongs to another program. A span may go on in the next line.
         .map(|line| line.split(" #").next().unwrap().split(" | ").next().unwrap().replace('\n', " "))
         .collect()

@@ -92,8 +92,10 @@ impl RedisServer {
     /// Creates the user `aoai-lb` with the rights that the manual names.
     pub async fn add_user_of_manual(&self, password: &str) {
         let manual = include_str!("../../docs/high-availability.md");
-        let rule = manual.lines().find_map(|line| line.strip_prefix("ACL SETUSER aoai-lb ")).unwrap();
-        let rule = rule.replace(">PASSWORD", &format!(">{password}"));
+        let rule =
+            manual.lines().find_map(|line| line.strip_prefix("redis-cli ACL SETUSER aoai-lb ")).unwrap();
+        // The quotes are for the shell.
+        let rule = rule.replace('\'', "").replace(">PASSWORD", &format!(">{password}"));
         let command: Vec<&str> = ["ACL", "SETUSER", "aoai-lb"].into_iter().chain(rule.split(' ')).collect();
         self.command("", &command).await;
     }

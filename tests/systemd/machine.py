@@ -19,8 +19,12 @@ from pathlib import Path
 
 SUITE = "bookworm"
 # Increase this number to have the tree made anew.
-TREE_VERSION = 1
+TREE_VERSION = 2
 INCLUDED_PACKAGES = ["systemd", "ca-certificates"]
+# Packages that the commands of the documentation need. Their files are in this directory of the tree, and not installed, so
+# that they cannot stand in for a package that aoai-lb depends on.
+TOOL_PACKAGES = ["curl", "jq", "logrotate", "redis-server", "sudo"]
+TOOLS = "/opt/tools"
 REQUIRED_TOOLS = {"debootstrap": "debootstrap", "unshare": "util-linux", "nsenter": "util-linux", "setpriv": "util-linux", "mount": "mount"}
 # Units that a machine for a single service does not need.
 MASKED_UNITS = [
@@ -111,13 +115,10 @@ def prepare_debian_tree(cache):
         cache.mkdir(parents=True, exist_ok=True)
         new_tree = Path(tempfile.mkdtemp(prefix="debian-root-", dir=cache))
         try:
-            command = ["debootstrap", "--variant=minbase", "--include=" + ",".join(INCLUDED_PACKAGES), SUITE, new_tree]
-            mirror = os.environ.get("AOAI_LB_DEBIAN_MIRROR")
-            with (cache / "debootstrap.log").open("w") as log:
-                debootstrap_run = subprocess.run(command + ([mirror] if mirror else []), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-            if debootstrap_run.returncode != 0:
-                text = (cache / "debootstrap.log").read_text()[-1500:]
-                raise UnsupportedHostError(f"debootstrap could not make a Debian tree:\n{text}")
+            # The second run finds what the first one has downloaded.
+            run_debootstrap(cache, new_tree, INCLUDED_PACKAGES + TOOL_PACKAGES, "--download-only")
+            run_debootstrap(cache, new_tree, INCLUDED_PACKAGES)
+            keep_tools(new_tree)
             for unneeded in ["var/cache/apt", "var/lib/apt/lists", "usr/share/locale"]:
                 for entry in (new_tree / unneeded).iterdir():
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -135,6 +136,26 @@ def prepare_debian_tree(cache):
         finally:
             shutil.rmtree(new_tree, ignore_errors=True)
     return tree
+
+
+def run_debootstrap(cache, tree, packages, *options):
+    command = ["debootstrap", "--variant=minbase", "--include=" + ",".join(packages), *options, SUITE, tree]
+    mirror = os.environ.get("AOAI_LB_DEBIAN_MIRROR")
+    with (cache / "debootstrap.log").open("w") as log:
+        completed = subprocess.run(command + ([mirror] if mirror else []), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    if completed.returncode != 0:
+        text = (cache / "debootstrap.log").read_text()[-1500:]
+        raise UnsupportedHostError(f"debootstrap could not make a Debian tree:\n{text}")
+
+
+def keep_tools(tree):
+    """Keeps the downloaded packages that are not installed."""
+    installed = {path.name.removesuffix(".list").split(":")[0] for path in (tree / "var/lib/dpkg/info").glob("*.list")}
+    tools = tree / TOOLS.lstrip("/")
+    tools.mkdir(parents=True)
+    for package in (tree / "var/cache/apt/archives").glob("*.deb"):
+        if package.name.split("_")[0] not in installed:
+            package.rename(tools / package.name)
 
 
 def check_namespaces():

@@ -8,6 +8,7 @@ import socket
 import stat
 import time
 
+from documentation import documentation
 from machine import TestFailure, wait_for_condition
 from service import CONFIG, GOOD_COPY, INSTALLED_BINARY, OPERATION_TIMEOUT, UNIT
 
@@ -581,6 +582,7 @@ ALL_PARTS = [
     package_upgrade,
     removal,
     tarball,
+    documentation,
 ]
 # These take minutes, mostly waiting, and run only if they are named on the command line.
 SLOW_PARTS = [upgrades_that_hang]
