@@ -19,6 +19,7 @@ mod startup_summary;
 pub mod upgrade;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Instant;
 
 use log::warn;
@@ -196,6 +197,7 @@ impl PreparedServer {
             listen_addresses: listen_addresses(&config),
             earlier_processes: Arc::clone(&earlier_processes),
             upgrade_socket_path: config.server.upgrade_socket_path.clone(),
+            started_pid: AtomicU32::new(0),
         });
         let startup = StartupTask {
             config: config.clone(),

@@ -24,6 +24,9 @@ const KEEPER_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pingora cancels all tasks at the end.
 const SOCKET_END_NOTICE: Duration = Duration::from_secs(1);
 
+/// How long a successor that is not needed any more is waited for.
+const ABANDONED_SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The processes before and after this one, for which its exit may have to wait.
 #[derive(Debug, Default)]
 pub(super) struct RelatedProcesses {
@@ -34,6 +37,9 @@ pub(super) struct RelatedProcesses {
     pub(super) exits_before_earlier_processes: AtomicBool,
     /// The successor to which this process has forwarded a stop. It is waited for.
     pub(super) successor_told_to_stop: OnceLock<ProcessSet>,
+    /// A successor that was still preparing when this process had to stop. It exits by itself; for a while it is waited
+    /// for, as the predecessors are.
+    pub(super) abandoned_successor: OnceLock<ProcessSet>,
 }
 
 impl RelatedProcesses {
@@ -41,7 +47,13 @@ impl RelatedProcesses {
         Self { earlier_processes, ..Self::default() }
     }
 
-    fn allow_own_exit(&self, is_stopping: bool) -> bool {
+    fn allow_own_exit(&self, is_stopping: bool, stopping_for: Duration) -> bool {
+        if let Some(abandoned) = self.abandoned_successor.get()
+            && stopping_for < ABANDONED_SUCCESSOR_TIMEOUT
+            && !abandoned.running_pids().is_empty()
+        {
+            return false;
+        }
         if let Some(successor) = self.successor_told_to_stop.get() {
             return successor.running_pids().is_empty();
         }
@@ -124,7 +136,7 @@ pub(super) fn exit_when_drained(
         let is_idle = socket_wait.allows_exit(&process.open_sockets, has_requests, now)
             && elapsed >= linger
             && !keeps_limits
-            && related_processes.allow_own_exit(is_stopping);
+            && related_processes.allow_own_exit(is_stopping, elapsed);
         idle_polls = if is_idle { idle_polls + 1 } else { 0 };
     }
     close_recorder_and_exit(process, 0);

@@ -101,7 +101,12 @@ impl ShutdownSignalWatch for SignalHandler {
             let mut requester = None;
             let outcome = tokio::select! {
                 outcome = prepare_handover(predecessor, trigger, &mut requester, &mut control_commands) => outcome,
-                _ = terminate.recv() => return self.announce_stop_and_wait(&mut interrupt).await,
+                _ = terminate.recv() => {
+                    if let Some(pid) = predecessor.started_pid() {
+                        let _ = self.related_processes.abandoned_successor.set(ProcessSet::from_pids(&[pid]));
+                    }
+                    return self.announce_stop_and_wait(&mut interrupt).await;
+                }
                 _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
             };
             let has_handed_over = outcome.is_ok();

@@ -82,8 +82,8 @@ fn explain_shows_how_a_request_would_be_routed() {
     let (_, text) = run_with_config(&["explain", "GET", "/openai/v1/responses/resp_1"], &file);
     assert!(
         text.contains("affinity    the resources are asked in the order below until one has it")
-            && text.contains("1.        west")
-            && text.contains("2.        ptu"),
+            && text.contains("  1.        west\n")
+            && text.contains("  2.        ptu\n"),
         "{text}"
     );
     let (_, text) = run_with_config(&["explain", "POST", "/openai/v1/files"], &file);

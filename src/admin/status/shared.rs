@@ -65,7 +65,7 @@ pub struct InstanceStatus {
     pub since: Option<String>,
     /// In the last ten seconds.
     pub requests_per_second: f64,
-    /// Requests; `null`, as the next two, if its version does not tell.
+    /// Requests; `null`, as the next two, of an earlier version, and of an instance that has just ended.
     #[serde(default)]
     pub in_flight: Option<u64>,
     /// Requests that wait in its queue.

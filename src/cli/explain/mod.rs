@@ -431,12 +431,12 @@ fn write_attempts(
         if let Some(candidate) = admitted.pool.candidate(chosen.candidate_index)
             && let Some(backend) = gateway.backends.get(candidate.backend_index)
         {
-            let (tier, weight) = (candidate.tier.get(), candidate.weight.get());
-            write_line(
-                text,
-                &format!("  {rank}."),
-                &format!("{}: tier {tier}, weight {weight}", backend.config.name),
-            );
+            let place = match admitted.deployment {
+                Some(_) => format!(": tier {}, weight {}", candidate.tier.get(), candidate.weight.get()),
+                // Tiers and weights are those of deployments.
+                None => String::new(),
+            };
+            write_line(text, &format!("  {rank}."), &format!("{}{place}", backend.config.name));
             let upstream_request = gateway.build_upstream_request(admitted, candidate, true);
             let path_and_query = &upstream_request.path_and_query;
             let authority = backend.config.endpoint.authority();

@@ -85,9 +85,7 @@ pub(super) fn format(
     lines.extend(total.filter(|total| total.not_counted > 0).map(|total| {
         let instances = counted(usize::try_from(total.not_counted).unwrap_or(usize::MAX), "instance");
         Line::new(
-            format!(
-                "The total of requests in flight and in queues leaves out {instances} whose version does not tell them"
-            ),
+            format!("The total of requests in flight and in queues leaves out {instances} without figures"),
             Style::Warning,
         )
     }));
@@ -243,7 +241,7 @@ mod tests {
             "",
             "shared: connected since 2026-01-01T00:00:00Z, 3 instances",
             "1 healthy, 1 degraded",
-            "The total of requests in flight and in queues leaves out 1 instance whose version does not tell them",
+            "The total of requests in flight and in queues leaves out 1 instance without figures",
         ];
         assert_eq!(shown(&shared(true)), expected);
         let json: Value = serde_json::from_slice(&to_json(&status(&shared(true))).unwrap()).unwrap();

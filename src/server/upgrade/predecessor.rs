@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use log::{error, info};
@@ -69,6 +70,8 @@ pub struct PredecessorRole {
     pub earlier_processes: Arc<ProcessSet>,
     /// Where the successor waits for the sockets.
     pub upgrade_socket_path: PathBuf,
+    /// The id of the process that was started last; 0 if none was.
+    pub started_pid: AtomicU32,
 }
 
 /// Why the upgrade failed and this process keeps serving.
@@ -104,6 +107,11 @@ pub enum HandoverError {
 }
 
 impl PredecessorRole {
+    /// The id of the successor that was started last, if any.
+    pub fn started_pid(&self) -> Option<u32> {
+        Some(self.started_pid.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
+    }
+
     /// Starts a successor and hands over to it. Afterwards the successor waits for the sockets.
     /// It introduces itself through `commands`; progress is reported to `requester`.
     ///
@@ -120,6 +128,7 @@ impl PredecessorRole {
         self.check_config().await?;
         report_progress(requester, "starting the new process".to_owned()).await;
         let pid = self.launch_successor().await?;
+        self.started_pid.store(pid, Ordering::Relaxed);
         let successor = timeout(PREPARATION_TIMEOUT, self.wait_for_introduction(pid, commands)).await;
         let too_late = || HandoverError::NotReady(io::ErrorKind::TimedOut.into());
         let successor = successor.map_err(|_| too_late())??;
