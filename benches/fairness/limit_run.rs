@@ -150,7 +150,7 @@ pub fn run_client(run: &LimitRun) -> LimitRunResult {
     last.hand_over(start + run.length);
     let successor = Process::start(run, directory.path(), start, None, start + run.length);
     let budget = successor.budgets.open(Some(&ClientName::new(CLIENT)), None);
-    let budget_used = budget.used(BudgetWindow::Day, state.time).tokens;
+    let budget_used = budget.counted(BudgetWindow::Day, state.time).booked.tokens;
     LimitRunResult { start, ledger: state.ledger, budget_used }
 }
 
@@ -172,6 +172,7 @@ impl RunState {
             max_output_tokens: Some(estimate),
             choices: 1,
             has_output: true,
+            may_use_tokens: true,
             rates: None,
         };
         match limiter.reserve(None, &demand, now, self.time) {

@@ -45,8 +45,14 @@ const BY_PROMPT: &[u8] = b"/openai/deployments/cached/chat/completions?api-versi
 const RESPONSES: &[u8] = b"/openai/v1/responses";
 
 /// What a request may use.
-const DEMAND: Demand =
-    Demand { prompt_bytes: 1000, max_output_tokens: Some(50), choices: 1, has_output: true, rates: None };
+const DEMAND: Demand = Demand {
+    prompt_bytes: 1000,
+    max_output_tokens: Some(50),
+    choices: 1,
+    has_output: true,
+    may_use_tokens: true,
+    rates: None,
+};
 
 /// A step with its name.
 pub type Step = (&'static str, Box<dyn FnMut()>);
@@ -277,7 +283,9 @@ pub fn steps() -> Vec<Step> {
         }),
     ));
 
-    for (name, pricing) in [("write_record", None), ("write_record_with_its_cost", Some(example_pricing()))] {
+    for (name, pricing) in
+        [("write_record", None), ("write_record_with_its_cost", Some(Arc::new(example_pricing())))]
+    {
         let (step_fixture, admitted) = (Arc::clone(&fixture), fixture.admit(CLASSIC, &short_body));
         let (body, response) = (short_body.clone(), completion_body());
         let (redaction, mut written) = (Redactor::new(Vec::new()), Vec::new());

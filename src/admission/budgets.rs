@@ -49,13 +49,17 @@ fn start_of_day(day: u64) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_secs(day.checked_mul(SECONDS_PER_DAY)?))
 }
 
-/// What is counted in a day or a month.
+/// What is counted in a day or a month. No sum ever falls while it counts: what was too much is refunded in a sum of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WindowSums {
     /// Tokens.
     pub tokens: u64,
     /// Costs, in millionths of the currency.
     pub cost_millionths: u64,
+    /// Tokens that were counted before and have turned out not to be used.
+    pub refunded_tokens: u64,
+    /// The same of costs.
+    pub refunded_cost_millionths: u64,
     /// Responses that are part of what their backend costs by the hour.
     pub provisioned: u64,
     /// Responses whose cost is not known.
@@ -73,6 +77,11 @@ impl WindowSums {
         Self {
             tokens: operation(self.tokens, other.tokens),
             cost_millionths: operation(self.cost_millionths, other.cost_millionths),
+            refunded_tokens: operation(self.refunded_tokens, other.refunded_tokens),
+            refunded_cost_millionths: operation(
+                self.refunded_cost_millionths,
+                other.refunded_cost_millionths,
+            ),
             provisioned: operation(self.provisioned, other.provisioned),
             without_cost: operation(self.without_cost, other.without_cost),
         }

@@ -49,7 +49,7 @@ impl Gateway {
         let Some(limiter) = &client.limiter else { return Ok(None) };
         let mut demand = demand_of(admitted, method, body.len() as u64);
         let (deployment, time) = (admitted.deployment.as_ref(), SystemTime::now());
-        if *method == Method::POST && limiter.limits_cost(deployment) {
+        if demand.may_use_tokens && limiter.limits_cost(deployment) {
             let prices = self.request_prices.as_ref();
             demand.rates = prices.map(|prices| prices.highest_rates(deployment, time));
         }
@@ -127,16 +127,24 @@ pub(super) fn clients_with_limits(
 /// What a request may use, as far as it tells.
 pub(super) fn demand_of(admitted: &AdmittedRequest, method: &Method, body_bytes: u64) -> Demand {
     let operation = admitted.target.operation;
+    // What reads, lists, deletes or cancels uses no tokens, even if its response has token counts. A realtime session is a GET.
+    let is_new = *method == Method::POST && !admitted.target.is_cancellation();
+    let may_use_tokens = match operation {
+        Operation::Realtime => true,
+        Operation::Files | Operation::Uploads => false,
+        _ => is_new,
+    };
     match &admitted.parsed_body {
-        ParsedBody::Json(facts) if *method == Method::POST => Demand {
+        ParsedBody::Json(facts) if is_new && may_use_tokens => Demand {
             prompt_bytes: body_bytes,
             max_output_tokens: facts.max_output_tokens,
             choices: facts.choices.unwrap_or(1),
             has_output: matches!(operation, Operation::Chat | Operation::Completions | Operation::Responses),
+            may_use_tokens,
             rates: None,
         },
-        // Audio and images are not limited by a count of tokens that is known before.
-        _ => Demand::default(),
+        // How many tokens audio and images have is not known before.
+        _ => Demand { may_use_tokens, ..Demand::default() },
     }
 }
 

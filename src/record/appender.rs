@@ -81,7 +81,7 @@ impl RecordAppender {
             &redactor,
             &context.metrics,
             &context.stored_usage,
-            pricing.as_deref(),
+            pricing.as_ref(),
         );
         if self.spool.is_some() {
             self.frames.push_record(|buffer| record.write_json(buffer));

@@ -11,7 +11,7 @@ use crate::azure::response::capture::ResponseCapture;
 use crate::azure::response::usage::TokenUsage;
 use crate::config::Config;
 use crate::money::{Amount, BilledTokens, BilledUnits, PriceList, PricedResponse};
-use crate::names::BackendName;
+use crate::names::{BackendName, DeploymentName};
 
 /// The prices of a configuration, and what is not paid for by the token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +19,17 @@ pub struct Pricing {
     list: PriceList,
     /// Backends that are paid for by the hour.
     provisioned: HashSet<BackendName>,
+}
+
+/// The end of a stored object, as far as prices depend on it.
+#[derive(Debug)]
+pub(super) struct StoredResponse {
+    backend: Option<BackendName>,
+    is_provisioned: bool,
+    model: Option<String>,
+    service_tier: Option<String>,
+    day: NaiveDate,
+    units: Option<BilledUnits>,
 }
 
 impl Pricing {
@@ -55,8 +66,51 @@ impl Pricing {
             service_tier: capture.service_tier.as_deref(),
             day: utc_day(exchange.received_at),
         };
-        let cost = units.and_then(|units| self.list.rates(&response)?.cost(&units));
+        self.price(&response, units.as_ref())
+    }
+
+    fn price(&self, response: &PricedResponse<'_>, units: Option<&BilledUnits>) -> ResponseCost {
+        let cost = units.and_then(|units| self.list.rates(response)?.cost(units));
         cost.map_or(ResponseCost::Unknown, ResponseCost::Known)
+    }
+
+    /// What the end of a stored object is billed for, once its deployment is known: the request that shows the end does not
+    /// name it.
+    pub(super) fn stored_response(
+        &self,
+        exchange: &FinishedExchange,
+        capture: &ResponseCapture,
+    ) -> StoredResponse {
+        let is_provisioned =
+            exchange.answering_backend.as_ref().is_some_and(|backend| self.provisioned.contains(backend));
+        StoredResponse {
+            backend: exchange.answering_backend.clone(),
+            is_provisioned: is_provisioned && !exchange.was_spilled_by_azure,
+            model: capture.model.clone(),
+            service_tier: capture.service_tier.clone(),
+            day: utc_day(exchange.received_at),
+            units: billed_units(exchange.operation(), capture),
+        }
+    }
+
+    /// What a stored object has cost whose creation named this deployment.
+    pub(super) fn cost_of_stored(
+        &self,
+        stored: &StoredResponse,
+        deployment: Option<&DeploymentName>,
+    ) -> ResponseCost {
+        let Some(backend) = &stored.backend else { return ResponseCost::Unknown };
+        if stored.is_provisioned {
+            return ResponseCost::Provisioned;
+        }
+        let response = PricedResponse {
+            deployment,
+            model: stored.model.as_deref(),
+            backend,
+            service_tier: stored.service_tier.as_deref(),
+            day: stored.day,
+        };
+        self.price(&response, stored.units.as_ref())
     }
 
     /// The same for an exchange that gets no record.

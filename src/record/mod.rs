@@ -30,6 +30,7 @@ pub mod sink_check;
 pub mod sinks;
 pub mod spool;
 pub mod statistics;
+pub mod stored_bookings;
 pub mod stored_usage;
 #[cfg(test)]
 mod testing;

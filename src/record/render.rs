@@ -3,6 +3,7 @@
 //!
 //! All of this runs on the threads of the writer, not on those that serve requests.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use log::{Level, info, log_enabled};
@@ -50,7 +51,7 @@ impl FinishedExchange {
         redactor: &Redactor,
         metrics: &Metrics,
         stored_usage: &StoredUsage,
-        pricing: Option<&Pricing>,
+        pricing: Option<&Arc<Pricing>>,
     ) -> RecordLine<'_> {
         let operation = self.operation();
         self.prepare_prompt(policy, redactor);
@@ -58,6 +59,7 @@ impl FinishedExchange {
         let is_prompt_truncated = prompt.as_ref().is_some_and(|prompt| prompt.is_truncated);
         let text_limit = policy.max_completion_bytes();
         let mut capture = std::mem::take(&mut self.captured_response).into_capture(operation, text_limit);
+        stored_usage.correct_booking(self, &capture, pricing);
         stored_usage.keep_first_count(self, &mut capture);
         let completion = capture
             .completion_text_with_cuts()
@@ -70,7 +72,8 @@ impl FinishedExchange {
             exceeds_limit || (policy.captures_completion && capture.is_text_truncated());
         let content_cut = self.is_content_dropped || is_prompt_truncated || is_completion_truncated;
         let cost = pricing.map(|pricing| pricing.cost_of(self, &capture));
-        self.settle_limits(capture.usage.as_ref(), capture.is_usage_estimated, cost);
+        let settled = self.settle_limits(capture.usage.as_ref(), capture.is_usage_estimated, cost);
+        stored_usage.keep_booking(self, &capture, settled.as_deref());
         metrics.record_exchange(self, capture.usage.as_ref(), cost);
         if log_enabled!(target: ACCESS_LOG_TARGET, Level::Info) {
             info!(target: ACCESS_LOG_TARGET, "{}", self.access_log_line(capture.usage.as_ref()));

@@ -4,7 +4,7 @@ use std::time::{Instant, SystemTime};
 
 use super::cost::ResponseCost;
 use super::exchange::{AttemptRecord, ExchangeOutcome, FinishedExchange};
-use crate::admission::limits::{Settlement, UsedTokens};
+use crate::admission::limits::{Reservation, Settlement, UsedTokens};
 use crate::azure::response::usage::TokenUsage;
 
 /// The errors of attempts for which nothing was sent to a backend.
@@ -13,13 +13,14 @@ const ERRORS_BEFORE_SENDING: [&str; 7] =
 
 impl FinishedExchange {
     /// Settles what the exchange has reserved, now that its tokens are known or never will be.
-    /// `is_estimated` says that the backend has reported no usage. `cost` is `None` without prices.
+    /// `is_estimated` says that the backend has reported no usage. `cost` is `None` without prices. Returns the
+    /// reservation, if there was one.
     pub(super) fn settle_limits(
         &mut self,
         usage: Option<&TokenUsage>,
         is_estimated: bool,
         cost: Option<ResponseCost>,
-    ) {
+    ) -> Option<Box<Reservation>> {
         // What an earlier request has begun counts as estimated for that one.
         let (usage, cost) = if self.fetches_stored_object() { (None, None) } else { (usage, cost) };
         let used = usage.map(used_tokens);
@@ -44,7 +45,7 @@ impl FinishedExchange {
                 Some(ResponseCost::Unknown | ResponseCost::BilledLater) | None => {}
             }
             reservation.settle(settlement, Instant::now(), SystemTime::now());
-            return;
+            return Some(reservation);
         }
         // A response of a realtime session, which has reserved nothing.
         let limiter = self.client.as_ref().and_then(|client| client.limiter.as_ref());
@@ -53,6 +54,7 @@ impl FinishedExchange {
             let (deployment, now) = (self.requested_deployment.as_ref(), Instant::now());
             limiter.add_used(deployment, &used, cost.millionths(), now, SystemTime::now());
         }
+        None
     }
 
     /// What counts without usage.
@@ -79,7 +81,7 @@ fn may_be_billed(attempt: &AttemptRecord) -> bool {
 }
 
 /// If one of the two counts is not reported, it is the total without the other.
-fn used_tokens(usage: &TokenUsage) -> UsedTokens {
+pub(super) fn used_tokens(usage: &TokenUsage) -> UsedTokens {
     let TokenUsage { input, output, total, .. } = *usage;
     let rest = |other: Option<u64>| total.unwrap_or_default().saturating_sub(other.unwrap_or_default());
     let input = input.unwrap_or_else(|| rest(output));

@@ -3,9 +3,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::*;
+use crate::admission::budgets::UtcWindows;
 use crate::admission::client::Client;
 use crate::admission::limits::{
-    Amounts, Budget, BudgetWindow, ClientAccounts, ClientLimiter, Demand, TokenRates,
+    Amounts, Budget, BudgetSums, BudgetWindow, ClientAccounts, ClientLimiter, Demand, TokenRates,
 };
 use crate::config::{ClientLimits, LimitSet, LimitsConfig};
 use crate::money::Amount;
@@ -26,20 +27,22 @@ impl Budget for MemoryBudget {
         *used = used.saturating_add(amounts);
     }
 
-    fn add_missing(&self, _window: BudgetWindow, amounts: Amounts, now: SystemTime) {
-        self.add(amounts, now);
+    fn correct(&self, _windows: UtcWindows, _correction: BudgetSums) {}
+
+    fn add_missing(&self, _window: BudgetWindow, sums: BudgetSums, now: SystemTime) {
+        self.add(sums.booked, now);
     }
 
-    fn used(&self, _window: BudgetWindow, _now: SystemTime) -> Amounts {
-        *self.0.lock().unwrap()
+    fn counted(&self, _window: BudgetWindow, _now: SystemTime) -> BudgetSums {
+        BudgetSums { booked: *self.0.lock().unwrap(), ..BudgetSums::default() }
     }
 
-    fn give_up(&self, _window: BudgetWindow, _amounts: Amounts, _now: SystemTime) {}
+    fn give_up(&self, _window: BudgetWindow, _sums: BudgetSums, _now: SystemTime) {}
 
-    fn note_others(&self, _window: BudgetWindow, _number: u32, _amounts: Amounts) {}
+    fn note_others(&self, _window: BudgetWindow, _number: u32, _sums: BudgetSums) {}
 
-    fn others(&self, _window: BudgetWindow, _number: u32) -> Amounts {
-        Amounts::default()
+    fn others(&self, _window: BudgetWindow, _number: u32) -> BudgetSums {
+        BudgetSums::default()
     }
 }
 

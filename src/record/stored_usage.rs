@@ -4,11 +4,14 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use http::Method;
 
+use super::cost::Pricing;
 use super::exchange::{FinishedExchange, WEBSOCKET_METHOD};
+use super::stored_bookings::BookingKeeper;
+use crate::admission::limits::Reservation;
 use crate::azure::response::capture::ResponseCapture;
 use crate::names::ClientName;
 
@@ -18,7 +21,11 @@ const MAX_UNCOUNTED_OBJECTS: usize = 16 * 1024;
 
 /// The objects whose tokens have not been counted.
 #[derive(Debug, Default)]
-pub struct StoredUsage(Mutex<UncountedObjects>);
+pub struct StoredUsage {
+    uncounted: Mutex<UncountedObjects>,
+    /// Nothing is corrected without it.
+    bookings: OnceLock<Arc<dyn BookingKeeper>>,
+}
 
 /// The objects that were made through this balancer and had not ended then, by their client.
 #[derive(Debug, Default)]
@@ -54,6 +61,39 @@ impl StoredUsage {
         }
     }
 
+    /// What is booked for objects that have not ended is kept here from now on.
+    pub fn keep_bookings_in(&self, keeper: Arc<dyn BookingKeeper>) {
+        let _ = self.bookings.set(keeper);
+    }
+
+    /// Keeps what was booked for an object that the response has begun, until its end is known.
+    pub(super) fn keep_booking(
+        &self,
+        exchange: &FinishedExchange,
+        capture: &ResponseCapture,
+        settled: Option<&Reservation>,
+    ) {
+        let Some((bookings, settled)) = self.bookings.get().zip(settled) else { return };
+        let made = exchange.unfinished_object(capture);
+        if let Some((object, booked)) = made.and_then(|object| Some((object, settled.booked()?))) {
+            bookings.on_made(object, booked);
+        }
+    }
+
+    /// Corrects what was booked for an object whose end the response shows. Call it before
+    /// [`Self::keep_first_count`].
+    pub(super) fn correct_booking(
+        &self,
+        exchange: &FinishedExchange,
+        capture: &ResponseCapture,
+        pricing: Option<&Arc<Pricing>>,
+    ) {
+        let Some(bookings) = self.bookings.get() else { return };
+        if let Some((object, end)) = exchange.stored_object_end(capture, pricing) {
+            bookings.on_ended(object, end);
+        }
+    }
+
     /// What another process has to remember, of each client oldest first.
     pub fn uncounted_hashes(&self) -> Vec<u64> {
         let uncounted = self.lock();
@@ -67,7 +107,7 @@ impl StoredUsage {
     }
 
     fn lock(&self) -> MutexGuard<'_, UncountedObjects> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.uncounted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -130,7 +170,7 @@ impl FinishedExchange {
     /// Whether the response is about an object that an earlier request made: it is read, polled, resumed or
     /// cancelled.
     pub(super) fn fetches_stored_object(&self) -> bool {
-        let is_cancellation = self.target.as_ref().is_some_and(|target| target.path.ends_with("/cancel"));
+        let is_cancellation = self.target.as_ref().is_some_and(|target| target.is_cancellation());
         let is_create = [Method::POST.as_str(), WEBSOCKET_METHOD].contains(&&*self.method);
         !is_create || is_cancellation
     }

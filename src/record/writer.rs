@@ -178,7 +178,7 @@ impl SharedWriterState {
             let (mut exchange, ..) = record.into_parts();
             let (usage, is_estimated) = exchange.known_usage().unzip();
             let cost = self.context.pricing.load().as_ref().map(|pricing| pricing.cost_of_parsed(&exchange));
-            exchange.settle_limits(usage.as_ref(), is_estimated.unwrap_or_default(), cost);
+            drop(exchange.settle_limits(usage.as_ref(), is_estimated.unwrap_or_default(), cost));
             self.context.metrics.record_exchange(&exchange, usage.as_ref(), cost);
         }
         if !self.is_overflowing.swap(true, Ordering::Relaxed) {

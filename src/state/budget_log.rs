@@ -47,6 +47,14 @@ pub struct BudgetEntry {
     pub others_day_costs: CostCounts,
     /// The costs of the other instances in this month, when that was last known.
     pub others_month_costs: CostCounts,
+    /// What was counted in this day and has turned out not to be used. Earlier versions have none.
+    pub day_refunds: RefundCounts,
+    /// The same in this month.
+    pub month_refunds: RefundCounts,
+    /// The refunds of the other instances in this day, when that was last known.
+    pub others_day_refunds: RefundCounts,
+    /// The refunds of the other instances in this month, when that was last known.
+    pub others_month_refunds: RefundCounts,
 }
 
 /// What responses cost, and how many of them have no cost of their own.
@@ -63,13 +71,24 @@ pub struct CostCounts {
     pub unknown: u64,
 }
 
+/// What was counted before and has turned out not to be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefundCounts {
+    /// Tokens.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tokens: u64,
+    /// Costs, in millionths of the currency.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub millionths: u64,
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
 fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-fn is_nothing(costs: &CostCounts) -> bool {
-    *costs == CostCounts::default()
+fn is_nothing<T: Default + PartialEq>(counts: &T) -> bool {
+    *counts == T::default()
 }
 
 /// What a log has besides its entries.
@@ -121,6 +140,14 @@ struct Line {
     others_day_costs: CostCounts,
     #[serde(default, skip_serializing_if = "is_nothing")]
     others_month_costs: CostCounts,
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    day_refunds: RefundCounts,
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    month_refunds: RefundCounts,
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    others_day_refunds: RefundCounts,
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    others_month_refunds: RefundCounts,
 }
 
 impl TryFrom<Line> for BudgetEntry {
@@ -140,6 +167,10 @@ impl TryFrom<Line> for BudgetEntry {
             others_month_tokens: line.others_month_tokens,
             others_day_costs: line.others_day_costs,
             others_month_costs: line.others_month_costs,
+            day_refunds: line.day_refunds,
+            month_refunds: line.month_refunds,
+            others_day_refunds: line.others_day_refunds,
+            others_month_refunds: line.others_month_refunds,
         })
     }
 }
@@ -159,6 +190,10 @@ impl From<BudgetEntry> for Line {
             others_month_tokens: entry.others_month_tokens,
             others_day_costs: entry.others_day_costs,
             others_month_costs: entry.others_month_costs,
+            day_refunds: entry.day_refunds,
+            month_refunds: entry.month_refunds,
+            others_day_refunds: entry.others_day_refunds,
+            others_month_refunds: entry.others_month_refunds,
         }
     }
 }
@@ -237,6 +272,10 @@ mod tests {
             others_month_tokens: 0,
             others_day_costs: CostCounts::default(),
             others_month_costs: CostCounts::default(),
+            day_refunds: RefundCounts::default(),
+            month_refunds: RefundCounts::default(),
+            others_day_refunds: RefundCounts::default(),
+            others_month_refunds: RefundCounts::default(),
         }
     }
 
@@ -255,15 +294,17 @@ mod tests {
 
     fn any_entry() -> impl Strategy<Value = BudgetEntry> {
         let names = (proptest::option::of(any::<String>()), proptest::option::of("[A-Za-z0-9_-]{1,64}"));
-        let costs = any::<[(u64, u64, u64); 4]>();
-        (names, any::<(u32, u64, u32, u64)>(), any::<(u64, u64)>(), costs).prop_map(
-            |((client, deployment), (day, day_tokens, month, month_tokens), others, costs)| {
+        let (costs, refunds) = (any::<[(u64, u64, u64); 4]>(), any::<[(u64, u64); 4]>());
+        (names, any::<(u32, u64, u32, u64)>(), any::<(u64, u64)>(), costs, refunds).prop_map(
+            |((client, deployment), (day, day_tokens, month, month_tokens), others, costs, refunds)| {
                 let [day_costs, month_costs, others_day_costs, others_month_costs] =
                     costs.map(|(millionths, provisioned, unknown)| CostCounts {
                         millionths,
                         provisioned,
                         unknown,
                     });
+                let [day_refunds, month_refunds, others_day_refunds, others_month_refunds] =
+                    refunds.map(|(tokens, millionths)| RefundCounts { tokens, millionths });
                 BudgetEntry {
                     client: client.as_deref().map(ClientName::new),
                     deployment: deployment.map(|name| DeploymentName::parse(&name).unwrap()),
@@ -277,6 +318,10 @@ mod tests {
                     others_month_tokens: others.1,
                     others_day_costs,
                     others_month_costs,
+                    day_refunds,
+                    month_refunds,
+                    others_day_refunds,
+                    others_month_refunds,
                 }
             },
         )
@@ -290,8 +335,21 @@ mod tests {
             BudgetEntry { others_day_tokens: 3, others_month_tokens: 5, ..entry(Some("b"), None, 1) };
         let shared_costs =
             BudgetEntry { others_day_costs: costs(4, 0), others_month_costs: costs(6, 0), ..shared.clone() };
-        let entries =
-            [entry(Some("team-a"), Some("gpt-4o"), 7), entry(None, None, 0), priced, shared, shared_costs];
+        let refunds = |tokens, millionths| RefundCounts { tokens, millionths };
+        let refunded = BudgetEntry {
+            day_refunds: refunds(2, 0),
+            month_refunds: refunds(3, 4),
+            others_month_refunds: refunds(0, 5),
+            ..entry(Some("c"), None, 6)
+        };
+        let entries = [
+            entry(Some("team-a"), Some("gpt-4o"), 7),
+            entry(None, None, 0),
+            priced,
+            shared,
+            shared_costs,
+            refunded,
+        ];
         let text = written(&entries);
         let expected = concat!(
             "{\"budgets_version\":1}\n",
@@ -304,6 +362,8 @@ mod tests {
             r#"{"client":"b","deployment":null,"day":20783,"day_tokens":1,"month":24322,"month_tokens":2,"others_day_tokens":3,"others_month_tokens":5}"#,
             "\n",
             r#"{"client":"b","deployment":null,"day":20783,"day_tokens":1,"month":24322,"month_tokens":2,"others_day_tokens":3,"others_month_tokens":5,"others_day_costs":{"millionths":4},"others_month_costs":{"millionths":6}}"#,
+            "\n",
+            r#"{"client":"c","deployment":null,"day":20783,"day_tokens":6,"month":24322,"month_tokens":12,"day_refunds":{"tokens":2},"month_refunds":{"tokens":3,"millionths":4},"others_month_refunds":{"millionths":5}}"#,
             "\n",
         );
         assert_eq!(String::from_utf8(text).unwrap(), expected);

@@ -93,6 +93,7 @@ mod slow_clients;
 mod states;
 mod status_all;
 mod status_command;
+mod stored_budgets;
 mod storms;
 mod streaming;
 mod text;

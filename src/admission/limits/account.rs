@@ -10,6 +10,7 @@ use tokio::sync::futures::Notified;
 
 use super::amounts::Amounts;
 use super::budget::Budget;
+use super::budget_sums::UnitSums;
 use super::keeper_link::KeeperLink;
 use super::leases::{LeaseDesk, Leases, ReportRequest, ReportState};
 use super::limit_key::LimitKind;
@@ -233,7 +234,7 @@ impl ScopeUse {
     /// What counts against a limit, with what is reserved.
     pub(super) fn counted(&mut self, kind: LimitKind, now: Duration, time: SystemTime) -> u64 {
         if kind.window().is_some() {
-            return self.own_use(kind, time).saturating_add(self.reserved.in_unit(kind.unit()));
+            return self.booked_and_reserved(kind, time).used();
         }
         if kind == LimitKind::InFlight {
             return self.in_flight;
@@ -243,24 +244,30 @@ impl ScopeUse {
 
     /// The same, with what other instances have used, as far as this one knows it.
     pub(super) fn known_use(&mut self, kind: LimitKind, now: Duration, time: SystemTime) -> u64 {
-        let used = self.counted(kind, now, time);
         if !self.leases.are_used() {
-            return used;
+            return self.counted(kind, now, time);
         }
-        let window = kind.window().map(|window| (window, window.number_at(time)));
-        let others = self.leases.others(kind, window.map(|(_, number)| number), now);
+        let Some(window) = kind.window() else {
+            return self.counted(kind, now, time).saturating_add(self.leases.others(kind, now));
+        };
+        let number = window.number_at(time);
         // That of a budget is known from before a restart as well.
-        let saved = self.budget.as_deref().zip(window);
-        let saved =
-            saved.map_or(0, |(budget, (window, number))| budget.others(window, number).in_unit(kind.unit()));
-        used.saturating_add(others.max(saved))
+        let saved = self.budget.as_deref().map(|budget| budget.others(window, number).in_unit(kind.unit()));
+        let others = self.leases.others_of_budget(kind, number).max(saved.unwrap_or_default());
+        self.booked_and_reserved(kind, time).saturating_add(others).used()
     }
 
-    /// What this instance has used of a budget.
-    pub(super) fn own_use(&self, kind: LimitKind, time: SystemTime) -> u64 {
-        let used =
-            self.budget.as_deref().zip(kind.window()).map(|(budget, window)| budget.used(window, time));
-        used.map_or(0, |used| used.in_unit(kind.unit()))
+    /// What this instance has counted of a budget.
+    pub(super) fn own_sums(&self, kind: LimitKind, time: SystemTime) -> UnitSums {
+        let sums =
+            self.budget.as_deref().zip(kind.window()).map(|(budget, window)| budget.counted(window, time));
+        sums.map_or_else(UnitSums::default, |sums| sums.in_unit(kind.unit()))
+    }
+
+    /// The same, with what its requests have reserved.
+    fn booked_and_reserved(&self, kind: LimitKind, time: SystemTime) -> UnitSums {
+        let UnitSums { booked, refunded } = self.own_sums(kind, time);
+        UnitSums { booked: booked.saturating_add(self.reserved.in_unit(kind.unit())), refunded }
     }
 
     /// The window of a rate, empty if nothing was used.

@@ -4,8 +4,10 @@ use std::fmt::Debug;
 use std::time::SystemTime;
 
 use super::amounts::Amounts;
+use super::budget_sums::BudgetSums;
 use super::budget_window::BudgetWindow;
 use super::limit_key::LimitKind;
+use crate::admission::budgets::UtcWindows;
 use crate::config::{ClientLimits, LimitSet};
 use crate::names::DeploymentName;
 
@@ -13,17 +15,19 @@ use crate::names::DeploymentName;
 pub trait Budget: Debug + Send + Sync {
     /// Adds what was used.
     fn add(&self, amounts: Amounts, now: SystemTime);
-    /// Adds to the day or the month alone, since another instance knows that it was used.
-    fn add_missing(&self, window: BudgetWindow, amounts: Amounts, now: SystemTime);
+    /// Adds what corrects an earlier booking, to the day and the month that it was booked in.
+    fn correct(&self, windows: UtcWindows, correction: BudgetSums);
+    /// Adds to the day or the month alone, since another instance knows that it was counted.
+    fn add_missing(&self, window: BudgetWindow, sums: BudgetSums, now: SystemTime);
     /// Another instance counts this part of the day or the month from now on.
-    fn give_up(&self, window: BudgetWindow, amounts: Amounts, now: SystemTime);
-    /// What was used in the UTC day or month that it is now.
-    fn used(&self, window: BudgetWindow, now: SystemTime) -> Amounts;
-    /// The other instances have used at least this in the day or month with this number, as
-    /// [`UtcWindows`](crate::admission::budgets::UtcWindows) counts them.
-    fn note_others(&self, window: BudgetWindow, number: u32, amounts: Amounts);
-    /// What the other instances had used in the day or month with this number when that was last known.
-    fn others(&self, window: BudgetWindow, number: u32) -> Amounts;
+    fn give_up(&self, window: BudgetWindow, sums: BudgetSums, now: SystemTime);
+    /// What was counted in the UTC day or month that it is now.
+    fn counted(&self, window: BudgetWindow, now: SystemTime) -> BudgetSums;
+    /// The other instances have counted at least this in the day or month with this number, as [`UtcWindows`] counts
+    /// them.
+    fn note_others(&self, window: BudgetWindow, number: u32, sums: BudgetSums);
+    /// What the other instances had counted in the day or month with this number when that was last known.
+    fn others(&self, window: BudgetWindow, number: u32) -> BudgetSums;
 }
 
 /// The scopes of a client whose budget these limits limit: `None` for all requests, or a deployment.

@@ -140,6 +140,9 @@ impl Scope<'_> {
         let reached = LimitKind::ALL.into_iter().filter_map(|kind| {
             let limit = kind.value_in(self.limits)?;
             let demand = amounts.in_unit(kind.unit());
+            if demand == 0 {
+                return None;
+            }
             let wait = unasked.time_until_admitted(kind, limit, demand, now);
             let key = LimitKey { deployment: self.deployment.cloned(), kind };
             (wait > Duration::ZERO).then_some(LimitReached { key, limit, demand, wait: Some(wait) })
@@ -186,6 +189,10 @@ impl Scope<'_> {
     /// Whether an addition stays within a limit.
     fn has_room(&mut self, kind: LimitKind, limit: u64, addition: Addition<'_>) -> bool {
         let demand = addition.demand(kind);
+        // What uses nothing of a budget or of tokens is not held up by them, however little is left.
+        if demand == 0 {
+            return true;
+        }
         match addition.basis {
             Basis::Lease => demand <= limit && demand <= self.used.leases.free(kind, addition.now),
             Basis::Part(instances) if kind.window().is_none() => {

@@ -343,7 +343,7 @@ impl ClientLimiter {
 /// What is left of a rate of one scope; `None` if it has no such limit.
 fn rate_of(kind: LimitKind, limits: &LimitSet, used: &mut ScopeUse, now: Duration) -> Option<RateState> {
     let limit = kind.value_in(limits)?;
-    let others = used.leases.others(kind, None, now);
+    let others = used.leases.others(kind, now);
     let own = used.window(kind).map_or(0, |window| window.total(now));
     let remaining = limit.saturating_sub(own.saturating_add(others));
     let reset = used.window(kind).map_or(Duration::ZERO, |window| window.time_until_empty(now));

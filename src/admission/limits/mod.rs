@@ -12,7 +12,9 @@
 
 mod account;
 mod amounts;
+mod booked;
 mod budget;
+mod budget_sums;
 mod budget_window;
 mod check;
 mod keeper_link;
@@ -31,7 +33,9 @@ mod unasked_share;
 
 pub use self::account::{ClientAccount, ClientAccounts, LimitBooks, OpenBudget};
 pub use self::amounts::{Amounts, LimitUnit};
+pub use self::booked::{Booked, FinalUse};
 pub use self::budget::Budget;
+pub use self::budget_sums::{BudgetSums, UnitSums};
 pub use self::budget_window::BudgetWindow;
 pub use self::keeper_link::{KeeperLink, QueuedMessage};
 pub use self::leases::{

@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use super::account::ClientAccount;
 use super::amounts::Amounts;
+use super::booked::Booked;
 use super::limit_key::{LimitKind, LimitReached};
 use super::limit_message::{Booking, LimitMessage, LimitScope};
 use super::sliding_minute::ReservedAt;
@@ -18,6 +19,8 @@ pub struct Reservation {
     reserved: Reserved,
     is_in_flight: bool,
     is_settled: bool,
+    /// What was booked against budgets when it was settled, and when; `None` where there are none.
+    booked: Option<(Amounts, SystemTime)>,
 }
 
 /// What a request turned out to use.
@@ -54,7 +57,7 @@ pub(super) struct Reserved {
 
 impl Reservation {
     pub(super) fn new(account: Arc<ClientAccount>, reserved: Reserved) -> Self {
-        Self { account, reserved, is_in_flight: true, is_settled: false }
+        Self { account, reserved, is_in_flight: true, is_settled: false, booked: None }
     }
 
     /// The request that it is for, from which estimates are learned.
@@ -90,6 +93,15 @@ impl Reservation {
     /// The limit that the request exceeds, if that is only observed.
     pub fn exceeded(&self) -> Option<&LimitReached> {
         self.reserved.exceeded.as_ref()
+    }
+
+    /// What was booked against budgets when it was settled, by which [`ClientAccounts::correct`] corrects it later. `None`
+    /// if there are no budgets.
+    ///
+    /// [`ClientAccounts::correct`]: super::ClientAccounts::correct
+    pub fn booked(&self) -> Option<Booked> {
+        let (amounts, time) = self.booked?;
+        Some(Booked::new(self.scope(), amounts, self.reserved.cached_weight_permille, time))
     }
 
     /// The request no longer counts as in flight. Later calls do nothing.
@@ -143,6 +155,7 @@ impl Reservation {
             // Under the lock, so that it is either reserved or used at any time.
             if let Some(budget) = &scope.budget {
                 budget.add(used, time);
+                self.booked = Some((used, time));
             }
             scope.reserved = scope.reserved.saturating_sub(self.reserved.amounts);
             match (&mut scope.tokens, reserved_at) {

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::account::ClientAccounts;
 use super::amounts::Amounts;
 use super::budget::Budget;
+use super::budget_sums::BudgetSums;
 use super::budget_window::BudgetWindow;
 use super::keeper_link::KeeperLink;
 use super::limit_key::LimitReached;
 use super::limiter::ClientLimiter;
 use super::reservation::{Reservation, Settlement};
 use super::token_estimate::{Demand, TokenRates, UsedTokens};
+use crate::admission::budgets::UtcWindows;
 use crate::config::{ClientLimits, LimitMode, LimitSet, LimitsConfig};
 use crate::money::Amount;
 use crate::names::DeploymentName;
@@ -23,38 +25,48 @@ const START_SECONDS: u64 = 1_709_143_200;
 /// A budget that no day or month ends.
 #[derive(Debug, Default)]
 pub(super) struct MemoryBudget {
-    own: Mutex<[Amounts; 2]>,
-    others: Mutex<[Amounts; 2]>,
+    own: Mutex<[BudgetSums; 2]>,
+    others: Mutex<[BudgetSums; 2]>,
 }
 
 impl Budget for MemoryBudget {
     fn add(&self, amounts: Amounts, now: SystemTime) {
         for window in [BudgetWindow::Day, BudgetWindow::Month] {
-            self.add_missing(window, amounts, now);
+            self.add_missing(window, BudgetSums { booked: amounts, ..BudgetSums::default() }, now);
         }
     }
 
-    fn add_missing(&self, window: BudgetWindow, amounts: Amounts, _now: SystemTime) {
-        let used = &mut self.own.lock().unwrap()[window as usize];
-        *used = used.saturating_add(amounts);
+    fn correct(&self, _windows: UtcWindows, correction: BudgetSums) {
+        for window in [BudgetWindow::Day, BudgetWindow::Month] {
+            self.add_missing(window, correction, UNIX_EPOCH);
+        }
     }
 
-    fn used(&self, window: BudgetWindow, _now: SystemTime) -> Amounts {
+    fn add_missing(&self, window: BudgetWindow, sums: BudgetSums, _now: SystemTime) {
+        let BudgetSums { booked, refunded } = &mut self.own.lock().unwrap()[window as usize];
+        (*booked, *refunded) = (booked.saturating_add(sums.booked), refunded.saturating_add(sums.refunded));
+    }
+
+    fn counted(&self, window: BudgetWindow, _now: SystemTime) -> BudgetSums {
         self.own.lock().unwrap()[window as usize]
     }
 
-    fn give_up(&self, window: BudgetWindow, amounts: Amounts, _now: SystemTime) {
-        let used = &mut self.own.lock().unwrap()[window as usize];
-        *used = used.saturating_sub(amounts);
+    fn give_up(&self, window: BudgetWindow, sums: BudgetSums, _now: SystemTime) {
+        let BudgetSums { booked, refunded } = &mut self.own.lock().unwrap()[window as usize];
+        (*booked, *refunded) = (booked.saturating_sub(sums.booked), refunded.saturating_sub(sums.refunded));
     }
 
-    fn note_others(&self, window: BudgetWindow, _number: u32, amounts: Amounts) {
+    fn note_others(&self, window: BudgetWindow, _number: u32, sums: BudgetSums) {
         let known = &mut self.others.lock().unwrap()[window as usize];
-        known.tokens = known.tokens.max(amounts.tokens);
-        known.cost_millionths = known.cost_millionths.max(amounts.cost_millionths);
+        let max = |one: Amounts, other: Amounts| Amounts {
+            tokens: one.tokens.max(other.tokens),
+            cost_millionths: one.cost_millionths.max(other.cost_millionths),
+        };
+        known.booked = max(known.booked, sums.booked);
+        known.refunded = max(known.refunded, sums.refunded);
     }
 
-    fn others(&self, window: BudgetWindow, _number: u32) -> Amounts {
+    fn others(&self, window: BudgetWindow, _number: u32) -> BudgetSums {
         self.others.lock().unwrap()[window as usize]
     }
 }

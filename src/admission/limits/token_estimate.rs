@@ -1,6 +1,8 @@
 //! How many tokens a request of a client will use and what they will cost, from what its earlier ones have used. No text
 //! is tokenized while a request waits.
 
+use serde::{Deserialize, Serialize};
+
 use super::amounts::Amounts;
 use crate::money::Amount;
 
@@ -46,6 +48,8 @@ pub struct Demand {
     pub choices: u64,
     /// Whether an answer with tokens is expected: not for embeddings.
     pub has_output: bool,
+    /// Whether it may use tokens. What reads, cancels or deletes an object uses none.
+    pub may_use_tokens: bool,
     /// What is known of the price of its tokens, if its cost is limited.
     pub rates: Option<TokenRates>,
 }
@@ -67,7 +71,7 @@ impl Demand {
 }
 
 /// Token counts as a backend has reported them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsedTokens {
     /// All of the input, also what was read from a cache.
     pub input: u64,
@@ -130,7 +134,8 @@ impl TokenEstimate {
             None => self.output_tokens.value.ceil() as u64,
         };
         let output = output.saturating_mul(demand.choices.max(1));
-        let tokens = input.saturating_add(output);
+        // At least one token, so that images and audio, whose tokens are not known before, are refused once nothing is left.
+        let tokens = input.saturating_add(output).max(u64::from(demand.may_use_tokens));
         let cost_of = |rates| match rates {
             // The response names the model that the price depends on.
             TokenRates { input: None, output: None } => {
@@ -168,7 +173,7 @@ mod tests {
     use super::*;
 
     fn demand(prompt_bytes: u64, max_output_tokens: Option<u64>, choices: u64) -> Demand {
-        Demand { prompt_bytes, max_output_tokens, choices, has_output: true, rates: None }
+        Demand { prompt_bytes, max_output_tokens, choices, has_output: true, ..Demand::default() }
     }
 
     #[test]
@@ -182,6 +187,8 @@ mod tests {
             (Demand { has_output: false, ..demand(400, Some(10), 1) }, 100),
             (demand(0, Some(u64::MAX), 9), u64::MAX),
             (Demand::default(), 0),
+            (Demand { may_use_tokens: true, ..Demand::default() }, 1),
+            (Demand { may_use_tokens: true, ..demand(0, Some(2), 1) }, 2),
         ] {
             assert_eq!(estimate.amounts(&demand).tokens, expected, "{demand:?}");
         }

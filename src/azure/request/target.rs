@@ -174,6 +174,11 @@ impl RequestTarget {
         }
     }
 
+    /// Whether a POST ends what an earlier request has begun, and begins nothing.
+    pub fn is_cancellation(&self) -> bool {
+        self.path.ends_with("/cancel")
+    }
+
     /// Whether the body is an uploaded file or a part of one, which may be streamed without buffering.
     pub fn is_file_upload(&self, method: &Method) -> bool {
         method == Method::POST

@@ -5,9 +5,9 @@ use std::time::SystemTime;
 
 use super::mailbox::Mailbox;
 use crate::admission::budgets::{BudgetUse, UtcWindows, WindowSums};
-use crate::admission::limits::{Amounts, Budget, BudgetWindow};
+use crate::admission::limits::{Amounts, Budget, BudgetSums, BudgetWindow};
 use crate::names::{ClientName, DeploymentName};
-use crate::state::budget_log::{BudgetEntry, CostCounts};
+use crate::state::budget_log::{BudgetEntry, CostCounts, RefundCounts};
 
 /// What an account is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,21 +32,23 @@ impl BudgetScope {
     pub(super) fn read(entry: &BudgetEntry) -> (Self, KnownUse) {
         let scope = Self { client: entry.client.clone(), deployment: entry.deployment.clone() };
         let windows = UtcWindows { day: entry.day, month: entry.month };
-        let sums = |tokens, costs: CostCounts| WindowSums {
+        let sums = |tokens, costs: CostCounts, refunds: RefundCounts| WindowSums {
             tokens,
             cost_millionths: costs.millionths,
+            refunded_tokens: refunds.tokens,
+            refunded_cost_millionths: refunds.millionths,
             provisioned: costs.provisioned,
             without_cost: costs.unknown,
         };
         let own = BudgetUse {
             windows,
-            day: sums(entry.day_tokens, entry.day_costs),
-            month: sums(entry.month_tokens, entry.month_costs),
+            day: sums(entry.day_tokens, entry.day_costs, entry.day_refunds),
+            month: sums(entry.month_tokens, entry.month_costs, entry.month_refunds),
         };
         let others = BudgetUse {
             windows,
-            day: sums(entry.others_day_tokens, entry.others_day_costs),
-            month: sums(entry.others_month_tokens, entry.others_month_costs),
+            day: sums(entry.others_day_tokens, entry.others_day_costs, entry.others_day_refunds),
+            month: sums(entry.others_month_tokens, entry.others_month_costs, entry.others_month_refunds),
         };
         (scope, KnownUse { own, others })
     }
@@ -64,6 +66,10 @@ impl BudgetScope {
             provisioned: sums.provisioned,
             unknown: sums.without_cost,
         };
+        let refunds = |sums: WindowSums| RefundCounts {
+            tokens: sums.refunded_tokens,
+            millionths: sums.refunded_cost_millionths,
+        };
         BudgetEntry {
             client: self.client.clone(),
             deployment: self.deployment.clone(),
@@ -77,6 +83,10 @@ impl BudgetScope {
             others_month_tokens: others_month.tokens,
             others_day_costs: costs(others_day),
             others_month_costs: costs(others_month),
+            day_refunds: refunds(day),
+            month_refunds: refunds(month),
+            others_day_refunds: refunds(others_day),
+            others_month_refunds: refunds(others_month),
         }
     }
 }
@@ -184,7 +194,12 @@ impl Budget for BudgetAccount {
         if amounts.is_zero() {
             return;
         }
-        let (sums, windows) = (sums_of(amounts), UtcWindows::at(now));
+        let sums = WindowSums {
+            tokens: amounts.tokens,
+            cost_millionths: amounts.cost_millionths,
+            ..WindowSums::default()
+        };
+        let windows = UtcWindows::at(now);
         let mut state = self.lock();
         state.used.own.add(sums, windows);
         // As it was counted: the clock may have been set back.
@@ -194,20 +209,25 @@ impl Budget for BudgetAccount {
         self.mailbox.on_change();
     }
 
-    fn add_missing(&self, window: BudgetWindow, amounts: Amounts, now: SystemTime) {
-        if amounts.is_zero() {
+    fn correct(&self, windows: UtcWindows, correction: BudgetSums) {
+        // A booking of a day that is over is corrected in the month alone.
+        self.add_use(BudgetUse::of_both(sums_of(correction), windows));
+    }
+
+    fn add_missing(&self, window: BudgetWindow, sums: BudgetSums, now: SystemTime) {
+        if sums.is_zero() {
             return;
         }
         let mut missing = BudgetUse { windows: UtcWindows::at(now), ..BudgetUse::default() };
         match window {
-            BudgetWindow::Day => missing.day = sums_of(amounts),
-            BudgetWindow::Month => missing.month = sums_of(amounts),
+            BudgetWindow::Day => missing.day = sums_of(sums),
+            BudgetWindow::Month => missing.month = sums_of(sums),
         }
         self.add_use(missing);
     }
 
-    fn give_up(&self, window: BudgetWindow, amounts: Amounts, now: SystemTime) {
-        let (sums, windows) = (sums_of(amounts), UtcWindows::at(now));
+    fn give_up(&self, window: BudgetWindow, sums: BudgetSums, now: SystemTime) {
+        let (sums, windows) = (sums_of(sums), UtcWindows::at(now));
         let mut state = self.lock();
         match window {
             BudgetWindow::Day => state.used.own.reduce_day(sums, windows),
@@ -218,12 +238,12 @@ impl Budget for BudgetAccount {
         self.mailbox.on_change();
     }
 
-    fn used(&self, window: BudgetWindow, now: SystemTime) -> Amounts {
-        amounts_of(self.sums(window, UtcWindows::at(now)))
+    fn counted(&self, window: BudgetWindow, now: SystemTime) -> BudgetSums {
+        budget_sums_of(self.sums(window, UtcWindows::at(now)))
     }
 
-    fn note_others(&self, window: BudgetWindow, number: u32, amounts: Amounts) {
-        let sums = sums_of(amounts);
+    fn note_others(&self, window: BudgetWindow, number: u32, sums: BudgetSums) {
+        let sums = sums_of(sums);
         let mut state = self.lock();
         let others = &mut state.used.others;
         let is_news = match window {
@@ -237,22 +257,30 @@ impl Budget for BudgetAccount {
         }
     }
 
-    fn others(&self, window: BudgetWindow, number: u32) -> Amounts {
+    fn others(&self, window: BudgetWindow, number: u32) -> BudgetSums {
         let others = self.lock().used.others;
-        amounts_of(match window {
+        budget_sums_of(match window {
             BudgetWindow::Day => others.used_in_day(UtcWindows { day: number, month: 0 }),
             BudgetWindow::Month => others.used_in_month(UtcWindows { day: 0, month: number }),
         })
     }
 }
 
-fn sums_of(amounts: Amounts) -> WindowSums {
-    let Amounts { tokens, cost_millionths } = amounts;
-    WindowSums { tokens, cost_millionths, ..WindowSums::default() }
+fn sums_of(BudgetSums { booked, refunded }: BudgetSums) -> WindowSums {
+    WindowSums {
+        tokens: booked.tokens,
+        cost_millionths: booked.cost_millionths,
+        refunded_tokens: refunded.tokens,
+        refunded_cost_millionths: refunded.cost_millionths,
+        ..WindowSums::default()
+    }
 }
 
-fn amounts_of(sums: WindowSums) -> Amounts {
-    Amounts { tokens: sums.tokens, cost_millionths: sums.cost_millionths }
+fn budget_sums_of(sums: WindowSums) -> BudgetSums {
+    BudgetSums {
+        booked: Amounts { tokens: sums.tokens, cost_millionths: sums.cost_millionths },
+        refunded: Amounts { tokens: sums.refunded_tokens, cost_millionths: sums.refunded_cost_millionths },
+    }
 }
 
 impl TakenUse {

@@ -21,10 +21,10 @@ impl CostBook for BudgetBooks {
     fn add(&self, client: Option<&ClientName>, costs: CostSum, arrived_at: SystemTime) {
         let scope = BudgetScope { client: client.cloned(), deployment: None };
         let sums = WindowSums {
-            tokens: 0,
             cost_millionths: costs.amount.millionths(),
             provisioned: costs.provisioned,
             without_cost: costs.unknown,
+            ..WindowSums::default()
         };
         // Of a day that has passed, only its month may still count.
         self.account(&scope).add_use(BudgetUse::of_both(sums, UtcWindows::at(arrived_at)));

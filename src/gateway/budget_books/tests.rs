@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::account::KnownUse;
 use super::*;
 use crate::admission::budgets::{BudgetUse, UtcWindows, WindowSums, end_of_day, end_of_month};
-use crate::admission::limits::{Amounts, BudgetWindow};
+use crate::admission::limits::{Amounts, BudgetSums, BudgetWindow};
 use crate::names::{ClientName, DeploymentName};
 use crate::state::budget_log::{FILE_NAME, encode_entry, encode_header, read};
 
@@ -41,9 +41,14 @@ fn used(books: &BudgetBooks, scope: &BudgetScope) -> (u64, u64) {
     tokens_of(&books.account(scope), now())
 }
 
+/// Booked, and not refunded.
+fn booked(tokens: u64, cost_millionths: u64) -> BudgetSums {
+    BudgetSums { booked: Amounts { tokens, cost_millionths }, ..BudgetSums::default() }
+}
+
 /// The tokens of the day and of the month.
 fn tokens_of(account: &BudgetAccount, now: SystemTime) -> (u64, u64) {
-    let tokens = |window| account.used(window, now).tokens;
+    let tokens = |window| account.counted(window, now).booked.tokens;
     (tokens(BudgetWindow::Day), tokens(BudgetWindow::Month))
 }
 
@@ -137,32 +142,71 @@ fn what_the_others_have_used_is_known_after_a_restart_and_is_nothing_that_this_i
         (account.others(BudgetWindow::Day, day), account.others(BudgetWindow::Month, month))
     };
     let own = |books: &BudgetBooks| {
-        [BudgetWindow::Day, BudgetWindow::Month].map(|window| books.account(&a).used(window, now()))
+        [BudgetWindow::Day, BudgetWindow::Month].map(|window| books.account(&a).counted(window, now()))
     };
     // Limits of tokens and of cost are reported one by one.
-    books.account(&a).note_others(BudgetWindow::Day, day, amounts(30, 0));
-    books.account(&a).note_others(BudgetWindow::Month, month, amounts(40, 0));
-    books.account(&a).note_others(BudgetWindow::Day, day, amounts(0, 700));
-    books.account(&a).note_others(BudgetWindow::Month, month, amounts(0, 800));
+    books.account(&a).note_others(BudgetWindow::Day, day, booked(30, 0));
+    books.account(&a).note_others(BudgetWindow::Month, month, booked(40, 0));
+    books.account(&a).note_others(BudgetWindow::Day, day, booked(0, 700));
+    books.account(&a).note_others(BudgetWindow::Month, month, booked(0, 800));
     books.account(&a).add(amounts(5, 50), now());
-    books.account(&a).note_others(BudgetWindow::Day, day, amounts(20, 600));
-    let known = (amounts(30, 700), amounts(40, 800));
-    assert_eq!((of_others(&books), own(&books)), (known, [amounts(5, 50); 2]));
+    books.account(&a).note_others(BudgetWindow::Day, day, booked(20, 600));
+    let known = (booked(30, 700), booked(40, 800));
+    assert_eq!((of_others(&books), own(&books)), (known, [booked(5, 50); 2]));
     books.close();
     drop(books);
     let next = start(directory.path());
-    assert_eq!((of_others(&next), own(&next)), (known, [amounts(5, 50); 2]));
-    assert_eq!(next.account(&a).others(BudgetWindow::Day, day + 1), Amounts::default());
+    assert_eq!((of_others(&next), own(&next)), (known, [booked(5, 50); 2]));
+    assert_eq!(next.account(&a).others(BudgetWindow::Day, day + 1), BudgetSums::default());
     // A successor gets it with the file, and is told only what this one has used.
     let successor = Arc::new(Mutex::new(None));
     next.release_directory(to(&successor));
     next.account(&a).add(amounts(2, 20), now());
-    next.account(&a).note_others(BudgetWindow::Day, day, amounts(90, 900));
+    next.account(&a).note_others(BudgetWindow::Day, day, booked(90, 900));
     *successor.lock().unwrap() = Some(start(directory.path()));
     next.close();
     let successor = successor.lock().unwrap();
     let successor = successor.as_ref().unwrap();
-    assert_eq!((of_others(successor), own(successor)), (known, [amounts(7, 70); 2]));
+    assert_eq!((of_others(successor), own(successor)), (known, [booked(7, 70); 2]));
+}
+
+#[test]
+fn a_correction_counts_in_the_day_and_month_of_its_booking_and_outlives_all_that_bookings_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let books = start(directory.path());
+    let (a, UtcWindows { day, month }) = (scope("a", None), UtcWindows::at(now()));
+    let amounts = |tokens, cost_millionths| Amounts { tokens, cost_millionths };
+    let counted = |books: &BudgetBooks| {
+        let used = |window| books.account(&a).counted(window, now());
+        (used(BudgetWindow::Day), used(BudgetWindow::Month))
+    };
+    let correct = |books: &BudgetBooks, windows, booked, refunded| {
+        books.account(&a).correct(windows, BudgetSums { booked, refunded });
+    };
+    books.account(&a).add(amounts(100, 100), now());
+    correct(&books, UtcWindows { day, month }, amounts(0, 7), amounts(40, 0));
+    let sums = |booked, refunded| BudgetSums { booked, refunded };
+    let once = sums(amounts(100, 107), amounts(40, 0));
+    assert_eq!(counted(&books), (once, once));
+    // Of yesterday, and of the month before.
+    correct(&books, UtcWindows { day: day - 1, month }, amounts(0, 0), amounts(9, 9));
+    correct(&books, UtcWindows { day: day - 40, month: month - 1 }, amounts(1, 1), amounts(1, 1));
+    let twice = sums(amounts(100, 107), amounts(49, 9));
+    assert_eq!(counted(&books), (once, twice));
+    books.close();
+    drop(books);
+    let next = start(directory.path());
+    assert_eq!(counted(&next), (once, twice));
+    // A successor gets it with the file, and a report of what comes afterwards.
+    let successor = Arc::new(Mutex::new(None));
+    next.release_directory(to(&successor));
+    correct(&next, UtcWindows { day, month }, amounts(0, 0), amounts(1, 0));
+    *successor.lock().unwrap() = Some(start(directory.path()));
+    next.close();
+    let successor = successor.lock().unwrap();
+    let (in_day, in_month) = counted(successor.as_ref().unwrap());
+    assert_eq!((in_day.refunded, in_month.refunded), (amounts(41, 0), amounts(50, 9)));
+    assert_eq!((in_day.booked, in_month.booked), (once.booked, once.booked));
 }
 
 #[test]
@@ -172,13 +216,13 @@ fn what_is_given_up_is_not_in_the_file_and_other_units_keep_their_sums() {
     let a = scope("a", None);
     let amounts = |tokens, cost_millionths| Amounts { tokens, cost_millionths };
     books.account(&a).add(amounts(5, 50), now());
-    books.account(&a).give_up(BudgetWindow::Day, amounts(0, 40), now());
-    books.account(&a).give_up(BudgetWindow::Month, amounts(3, 0), now());
+    books.account(&a).give_up(BudgetWindow::Day, booked(0, 40), now());
+    books.account(&a).give_up(BudgetWindow::Month, booked(3, 0), now());
     books.close();
     drop(books);
     let next = start(directory.path());
-    let used = |window| next.account(&a).used(window, now());
-    assert_eq!((used(BudgetWindow::Day), used(BudgetWindow::Month)), (amounts(5, 10), amounts(2, 50)));
+    let used = |window| next.account(&a).counted(window, now());
+    assert_eq!((used(BudgetWindow::Day), used(BudgetWindow::Month)), (booked(5, 10), booked(2, 50)));
 }
 
 #[test]

@@ -1,6 +1,8 @@
 -- Takes the report of one instance and grants leases. KEYS: one hash for each limit of the report, with an entry for each
--- instance. ARGV[1]: the report, in JSON. Returns for each limit: what is granted, what is left, what the others have, what
--- this instance has used of a budget, and a list of pairs. Returns a text, and changes nothing, if another process has
+-- instance. ARGV[1]: the report, in JSON. Of a budget, an entry has what was booked (`used`) and what was taken back of it
+-- (`refunded`); both only rise, and earlier versions do not know the second one. Returns for each limit: what is granted, what is
+-- left, what the others have, what this instance has booked and taken back of a budget, and a list: of a budget, the id of each
+-- other instance with its two sums, of a rate, pairs of a second and an amount. Returns a text, and changes nothing, if another process has
 -- reported under the id of this instance since this one has.
 local report = cjson.decode(ARGV[1])
 local time = redis.call('TIME')
@@ -31,18 +33,19 @@ local answers = {}
 for index, limit in ipairs(report.limits) do
   local key = KEYS[index]
   -- What the server has lost of budgets.
-  for position = 1, #limit.others, 2 do
-    local id, used = limit.others[position], limit.others[position + 1]
+  for position = 1, #limit.others, 3 do
+    local id, used, refunded = limit.others[position], limit.others[position + 1], limit.others[position + 2]
     local entry = read(redis.call('HGET', key, id) or '')
     if not entry then
-      write(key, id, { free = 0, held = 0, expires = 0, used = used, seconds = {} })
-    elseif entry.used < used then
-      entry.used = used
+      write(key, id, { free = 0, held = 0, expires = 0, used = used, refunded = refunded, seconds = {} })
+    elseif entry.used < used or (entry.refunded or 0) < refunded then
+      entry.used = math.max(entry.used, used)
+      entry.refunded = math.max(entry.refunded or 0, refunded)
       write(key, id, entry)
     end
   end
   local entries = redis.call('HGETALL', key)
-  local own_used, others, living = limit.used, 0, 1
+  local own_used, own_refunded, others, others_refunded, living = limit.used, limit.refunded, 0, 0, 1
   local by_second, details = {}, {}
   for position = 1, #entries, 2 do
     local id, entry = entries[position], read(entries[position + 1])
@@ -50,11 +53,15 @@ for index, limit in ipairs(report.limits) do
       -- It is of another version.
     elseif id == report.id then
       own_used = math.max(own_used, entry.used)
+      own_refunded = math.max(own_refunded, entry.refunded or 0)
     else
+      local refunded = entry.refunded or 0
       others = others + entry.used
-      if entry.used > 0 then
+      others_refunded = others_refunded + refunded
+      if entry.used + refunded > 0 then
         table.insert(details, id)
         table.insert(details, entry.used)
+        table.insert(details, refunded)
       end
       for slot = 1, #entry.seconds, 2 do
         local at, used = entry.seconds[slot], entry.seconds[slot + 1]
@@ -66,7 +73,7 @@ for index, limit in ipairs(report.limits) do
       if now < entry.expires then
         others = others + entry.free + entry.held
         living = living + 1
-      elseif entry.used == 0 and now > entry.expires + 120000 then
+      elseif entry.used + refunded == 0 and now > entry.expires + 120000 then
         redis.call('HDEL', key, id)
       end
     end
@@ -75,16 +82,19 @@ for index, limit in ipairs(report.limits) do
   for slot = 2, #limit.seconds, 2 do
     own = own + limit.seconds[slot]
   end
-  local room = math.max(limit.limit - others - own, 0)
+  -- One instance takes back what another one has booked.
+  local counted = math.max(others + own - others_refunded - own_refunded, 0)
+  local room = math.max(limit.limit - counted, 0)
   local granted = math.min(limit.short, room)
   -- What is leased in advance is a fair part of what is left.
   granted = granted + math.min(limit.extra, math.floor((room - granted) / (2 * living)))
-  if own_used + granted + own > 0 then
+  if own_refunded + granted + own > 0 then
     write(key, report.id, {
       free = limit.free + granted,
       held = limit.held,
       expires = now + report.lifetime_ms,
       used = own_used,
+      refunded = own_refunded,
       seconds = limit.seconds,
     })
     redis.call('PEXPIRE', key, limit.keep_ms)
@@ -97,6 +107,6 @@ for index, limit in ipairs(report.limits) do
       table.insert(details, used)
     end
   end
-  answers[index] = { granted, room - granted, others, own_used, details }
+  answers[index] = { granted, room - granted, others, own_used, own_refunded, details }
 end
 return answers

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::admission::limits::{BudgetWindow, LeaseGrant, LimitKey, LimitReport, UsedAmounts};
+use crate::admission::limits::{BudgetWindow, LeaseGrant, LimitKey, LimitReport, UnitSums, UsedAmounts};
 use crate::names::ClientName;
 use crate::shared::{KeySpace, Script, ScriptInvocation, SharedError, Value};
 
@@ -39,11 +39,13 @@ struct ReportedLimit<'r> {
     short: u64,
     extra: u64,
     held: u64,
-    /// Of a budget.
+    /// Of a budget: what was booked.
     used: u64,
+    /// What was taken back of it.
+    refunded: u64,
     /// Of a rate: seconds, each followed by what was used in it.
     seconds: Vec<u64>,
-    /// What others have used of a budget: ids, each followed by an amount.
+    /// What others have counted of a budget: ids, each followed by what was booked and what was taken back.
     others: Vec<IdOrAmount<'r>>,
     keep_ms: u64,
 }
@@ -116,41 +118,47 @@ pub(super) fn parse_answer(reply: &Value, limits: &[LimitReport]) -> Result<Repo
 
 fn parse_grant(answer: &Value, limit: &LimitReport) -> Option<LeaseGrant> {
     let Value::Array(parts) = answer else { return None };
-    let [granted, room, others, own, Value::Array(pairs)] = parts.as_slice() else { return None };
-    let (pairs, rest) = pairs.as_chunks::<2>();
-    if !rest.is_empty() {
+    let [granted, room, others, booked, refunded, Value::Array(details)] = parts.as_slice() else {
         return None;
-    }
+    };
     let mut grant = LeaseGrant {
         granted: number(granted)?,
         room: number(room)?,
         others: number(others)?,
-        own: number(own)?,
+        own: UnitSums { booked: number(booked)?, refunded: number(refunded)? },
         ..LeaseGrant::default()
     };
-    for [name, amount] in pairs {
-        let amount = number(amount)?;
-        match &limit.used {
-            UsedAmounts::BySecond(_) => grant.others_by_second.push((number(name)?, amount)),
-            UsedAmounts::InWindow { .. } => grant.others_by_instance.push((text(name)?, amount)),
-            UsedAmounts::Nothing => {}
+    match &limit.used {
+        UsedAmounts::BySecond(_) => {
+            let (pairs, rest) = details.as_chunks::<2>();
+            let pairs = pairs.iter().map(|[second, amount]| Some((number(second)?, number(amount)?)));
+            grant.others_by_second = pairs.collect::<Option<_>>().filter(|_| rest.is_empty())?;
         }
+        UsedAmounts::InWindow { .. } => {
+            let (instances, rest) = details.as_chunks::<3>();
+            let instances = instances.iter().map(|[id, booked, refunded]| {
+                Some((text(id)?, UnitSums { booked: number(booked)?, refunded: number(refunded)? }))
+            });
+            grant.others_by_instance = instances.collect::<Option<_>>().filter(|_| rest.is_empty())?;
+        }
+        UsedAmounts::Nothing => {}
     }
     Some(grant)
 }
 
 impl<'r> ReportedLimit<'r> {
     fn new(report: &'r LimitReport) -> Self {
-        let (mut used, mut seconds, mut others) = (0, Vec::new(), Vec::new());
+        let (mut own, mut seconds, mut others) = (UnitSums::default(), Vec::new(), Vec::new());
         match &report.used {
             UsedAmounts::BySecond(amounts) => {
                 seconds = amounts.iter().flat_map(|(second, amount)| [*second, *amount]).collect();
             }
-            UsedAmounts::InWindow { amount, others: known, .. } => {
-                used = *amount;
-                let pair =
-                    |(id, amount): &'r (String, u64)| [IdOrAmount::Id(id), IdOrAmount::Amount(*amount)];
-                others = known.iter().flat_map(pair).collect();
+            UsedAmounts::InWindow { sums, others: known, .. } => {
+                own = *sums;
+                let entry = |(id, sums): &'r (String, UnitSums)| {
+                    [IdOrAmount::Id(id), IdOrAmount::Amount(sums.booked), IdOrAmount::Amount(sums.refunded)]
+                };
+                others = known.iter().flat_map(entry).collect();
             }
             UsedAmounts::Nothing => {}
         }
@@ -166,7 +174,8 @@ impl<'r> ReportedLimit<'r> {
             short: report.short(),
             extra: report.extra(),
             held: report.held,
-            used,
+            used: own.booked,
+            refunded: own.refunded,
             seconds,
             others,
             keep_ms: millis(keep),
@@ -261,11 +270,11 @@ mod tests {
         let limits: Vec<_> = limits.iter().map(ReportedLimit::new).collect();
         // What was taken without a lease is asked for in advance next time.
         let expected = json!([
-            { "is_known": false, "limit": 600, "free": 0, "short": 0, "extra": 30, "held": 0, "used": 0, "seconds": [1000, 30],
+            { "is_known": false, "limit": 600, "free": 0, "short": 0, "extra": 30, "held": 0, "used": 0, "refunded": 0, "seconds": [1000, 30],
               "others": [], "keep_ms": 130_000 },
-            { "is_known": false, "limit": 5000, "free": 0, "short": 0, "extra": 30, "held": 30, "used": 0, "seconds": [],
+            { "is_known": false, "limit": 5000, "free": 0, "short": 0, "extra": 30, "held": 30, "used": 0, "refunded": 0, "seconds": [],
               "others": [], "keep_ms": 172_800_000 },
-            { "is_known": false, "limit": 7, "free": 0, "short": 0, "extra": 1, "held": 1, "used": 0, "seconds": [],
+            { "is_known": false, "limit": 7, "free": 0, "short": 0, "extra": 1, "held": 1, "used": 0, "refunded": 0, "seconds": [],
               "others": [], "keep_ms": 130_000 },
         ]);
         assert_eq!(serde_json::to_value(limits).unwrap(), expected);
@@ -274,20 +283,22 @@ mod tests {
     #[tokio::test]
     async fn an_answer_has_one_grant_for_each_limit() {
         let limits = report().await;
-        let grant = |pairs: Vec<Value>| {
-            let [granted, room, others, own] = [5, 6, 7, 8].map(Value::Int);
-            Value::Array(vec![granted, room, others, own, Value::Array(pairs)])
+        let grant = |details: Vec<Value>| {
+            let [granted, room, others, booked, refunded] = [5, 6, 7, 8, 2].map(Value::Int);
+            Value::Array(vec![granted, room, others, booked, refunded, Value::Array(details)])
         };
         let id = || Value::BulkString(b"ab".to_vec());
         let answer = Value::Array(vec![
             grant(vec![Value::Int(1001), Value::Int(3)]),
-            grant(vec![id(), Value::Int(4)]),
+            grant(vec![id(), Value::Int(4), Value::Int(1)]),
             grant(Vec::new()),
         ]);
-        let expected = LeaseGrant { granted: 5, room: 6, others: 7, own: 8, ..LeaseGrant::default() };
+        let sums = |booked, refunded| UnitSums { booked, refunded };
+        let expected =
+            LeaseGrant { granted: 5, room: 6, others: 7, own: sums(8, 2), ..LeaseGrant::default() };
         let expected = vec![
             LeaseGrant { others_by_second: vec![(1001, 3)], ..expected.clone() },
-            LeaseGrant { others_by_instance: vec![("ab".to_owned(), 4)], ..expected.clone() },
+            LeaseGrant { others_by_instance: vec![("ab".to_owned(), sums(4, 1))], ..expected.clone() },
             expected,
         ];
         assert_eq!(parse_answer(&answer, &limits).unwrap(), ReportAnswer::Grants(expected));
@@ -298,6 +309,7 @@ mod tests {
             Value::Array(vec![Value::Int(1), grant(Vec::new()), grant(Vec::new())]),
             Value::Array(vec![grant(vec![Value::Int(1)]), grant(Vec::new()), grant(Vec::new())]),
             Value::Array(vec![grant(vec![id(), Value::Int(1)]), grant(Vec::new()), grant(Vec::new())]),
+            Value::Array(vec![grant(Vec::new()), grant(vec![id(), Value::Int(1)]), grant(Vec::new())]),
             Value::Array(vec![
                 grant(vec![Value::Int(1), Value::Int(-1)]),
                 grant(Vec::new()),

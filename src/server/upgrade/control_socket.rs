@@ -11,6 +11,7 @@ use log::{debug, info};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
+use super::bookings::accept_bookings;
 use super::budgets::accept_additions;
 use super::channel::ControlChannel;
 use super::control_socket_path::control_socket_path;
@@ -97,6 +98,9 @@ impl ControlSocket {
                     }
                     Ok(ControlMessage::ReportCosts { additions }) => {
                         return accept_additions(channel, &process.costs, &additions).await;
+                    }
+                    Ok(ControlMessage::ReportBookings { report }) => {
+                        return accept_bookings(channel, &process.bookings, report).await;
                     }
                     Ok(ControlMessage::FollowLimits) => return tell_limits(channel, process).await,
                     Ok(ControlMessage::ReportHomes) => return accept_homes(channel, process).await,

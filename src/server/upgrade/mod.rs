@@ -6,9 +6,10 @@
 //! starts its successor (`predecessor.rs`), which connects to it as well, receives the health of the
 //! backends and reports when it is ready for the sockets (`successor.rs`). Pingora sends the sockets.
 //! The homes of objects go over a second connection (`homes.rs`). What clients use of their budgets in requests
-//! that the old process finishes is reported to the new one (`budgets.rs`), which keeps the limits of clients for both
+//! that the old process finishes is reported to the new one (`budgets.rs`, `bookings.rs`), which keeps the limits of clients for both
 //! processes (`limits.rs`).
 
+mod bookings;
 mod budgets;
 mod channel;
 mod control_socket;
@@ -23,6 +24,7 @@ mod request;
 mod stop;
 mod successor;
 
+pub use self::bookings::report_bookings;
 pub use self::budgets::{report_budgets, report_costs};
 pub use self::channel::ControlChannel;
 pub use self::control_socket::{ControlCommand, ControlSocket};

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::admission::limits::RateSnapshot;
+use crate::gateway::stored_bookings::{BookingReport, MadeObject};
 use crate::routing::health::snapshot::HealthSnapshot;
 use crate::state::budget_log::BudgetEntry;
 
@@ -51,7 +52,9 @@ pub(super) enum ControlMessage {
     ReportBudgets { additions: Vec<BudgetEntry> },
     /// The same of what responses have cost.
     ReportCosts { additions: Vec<BudgetEntry> },
-    /// In answer to either: it is counted.
+    /// The same of what has happened to background responses.
+    ReportBookings { report: BookingReport },
+    /// In answer to each of them: it is counted.
     BudgetsCounted,
     /// From the successor: every step that can fail is done.
     Prepared,
@@ -65,6 +68,9 @@ pub(super) enum ControlMessage {
         /// Hashes of stored objects whose tokens have not been counted. Earlier versions do not send it.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         uncounted: Vec<u64>,
+        /// What is booked for background responses that have not ended. Earlier versions do not send it.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        bookings: Vec<MadeObject>,
         /// What clients have used of their rates in the last minute. Earlier versions do not send it.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         rates: Vec<RateSnapshot>,
@@ -101,7 +107,7 @@ fn is_false(value: &bool) -> bool {
 mod tests {
     use super::*;
     use crate::names::ClientName;
-    use crate::state::budget_log::CostCounts;
+    use crate::state::budget_log::{CostCounts, RefundCounts};
 
     #[test]
     fn messages_keep_the_serialized_form_of_earlier_versions() {
@@ -109,6 +115,7 @@ mod tests {
             health: HealthSnapshot::default(),
             deployments: vec!["x".to_owned()],
             uncounted: Vec::new(),
+            bookings: Vec::new(),
             rates: Vec::new(),
         };
         let welcome = |tells_homes| ControlMessage::Welcome {
@@ -136,7 +143,13 @@ mod tests {
             others_month_tokens: 0,
             others_day_costs: CostCounts::default(),
             others_month_costs: CostCounts::default(),
+            day_refunds: RefundCounts::default(),
+            month_refunds: RefundCounts::default(),
+            others_day_refunds: RefundCounts::default(),
+            others_month_refunds: RefundCounts::default(),
         };
+        let report = r#"{"made":[{"object":"a","client":"c","deployment":null,"tokens":1,"cached_weight_permille":1000,"day":2,"month":3}],"ended":[{"object":"b","input":1,"cached":0,"output":2,"cost_millionths":null}]}"#;
+        let reported = format!(r#"{{"report_bookings":{{"report":{report}}}}}"#);
         let table = [
             (ControlMessage::Upgrade, r#""upgrade""#),
             (ControlMessage::Introduction { pid: 1 }, r#"{"succeed":{"pid":1}}"#),
@@ -156,6 +169,10 @@ mod tests {
                 r#"{"report_budgets":{"additions":[{"client":"c","deployment":null,"day":1,"day_tokens":2,"month":3,"month_tokens":4}]}}"#,
             ),
             (ControlMessage::ReportCosts { additions: Vec::new() }, r#"{"report_costs":{"additions":[]}}"#),
+            (
+                ControlMessage::ReportBookings { report: serde_json::from_str(report).unwrap() },
+                reported.as_str(),
+            ),
             (ControlMessage::BudgetsCounted, r#""budgets_counted""#),
             (ControlMessage::Prepared, r#""prepared""#),
             (state, r#"{"inheritance":{"remembered":{"backends":[]},"learned":["x"]}}"#),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::super::amounts::{Amounts, LimitUnit};
+use super::super::budget_sums::UnitSums;
 use super::super::limit_key::LimitKind;
 
 /// The server counts a lease for five seconds after the latest report; this instance uses it for less, since the report
@@ -38,8 +39,8 @@ pub(in super::super) struct LimitLease {
     is_scarce: bool,
     /// The server has answered a report of this process, under the id that this instance has now.
     is_known: bool,
-    /// What this instance had used of a budget at that time, with the day or month.
-    reported: Option<(u32, u64)>,
+    /// What this instance had counted of a budget at that time, with the day or month.
+    reported: Option<(u32, UnitSums)>,
     others: Others,
 }
 
@@ -51,7 +52,7 @@ struct Others {
     /// Of a rate, by second; known after a refusal.
     by_second: Vec<(u64, u64)>,
     /// Of a budget, by instance, also if the server has lost it; with the day or month.
-    by_instance: BTreeMap<String, u64>,
+    by_instance: BTreeMap<String, UnitSums>,
     window: Option<u32>,
 }
 
@@ -62,14 +63,14 @@ pub struct LeaseGrant {
     pub granted: u64,
     /// What is left of the limit afterwards.
     pub room: u64,
-    /// What the other instances have used or leased.
+    /// What the other instances have used or leased; of a budget, what they have booked or leased.
     pub others: u64,
-    /// What this instance had used of a budget, as the server knows it.
-    pub own: u64,
+    /// What this instance had counted of a budget, as the server knows it.
+    pub own: UnitSums,
     /// What the others have used of a rate, by the server's second, if what was asked for is not granted.
     pub others_by_second: Vec<(u64, u64)>,
-    /// What each of the others has used of a budget.
-    pub others_by_instance: Vec<(String, u64)>,
+    /// What each of the others has counted of a budget.
+    pub others_by_instance: Vec<(String, UnitSums)>,
 }
 
 /// What is asked for in one report.
@@ -108,33 +109,31 @@ impl Leases {
         self.get(kind).map_or(0, |lease| lease.free(now))
     }
 
-    /// What the other instances have used, as far as this one knows and as long as it counts. `window` is the day or
-    /// month of a budget.
-    pub(in super::super) fn others(&self, kind: LimitKind, window: Option<u32>, now: Duration) -> u64 {
-        let lifetime = match kind {
-            _ if kind.window().is_some() => Duration::MAX,
-            LimitKind::InFlight => LEASE_TIME,
-            _ => RATE_TIME,
-        };
-        self.others_learned_within(lifetime, kind, window, now)
+    /// What the other instances have used of a rate or have in flight, as far as this one knows and as long as it counts.
+    pub(in super::super) fn others(&self, kind: LimitKind, now: Duration) -> u64 {
+        let lifetime = if kind == LimitKind::InFlight { LEASE_TIME } else { RATE_TIME };
+        self.others_learned_within(lifetime, kind, now)
     }
 
     /// What the other instances of now have used of a rate or have in flight.
     pub(in super::super) fn recent_others(&self, kind: LimitKind, now: Duration) -> u64 {
-        self.others_learned_within(LEASE_TIME, kind, None, now)
+        self.others_learned_within(LEASE_TIME, kind, now)
     }
 
-    fn others_learned_within(
-        &self,
-        lifetime: Duration,
-        kind: LimitKind,
-        window: Option<u32>,
-        now: Duration,
-    ) -> u64 {
+    fn others_learned_within(&self, lifetime: Duration, kind: LimitKind, now: Duration) -> u64 {
         let others = self.get(kind).map(|lease| &lease.others);
-        let known = others
-            .filter(|others| others.window == window && now < others.learned_at.saturating_add(lifetime));
+        let known = others.filter(|others| now < others.learned_at.saturating_add(lifetime));
         known.map_or(0, |others| others.total)
+    }
+
+    /// What the other instances have counted or leased of a budget in this day or month, as far as this one knows.
+    pub(in super::super) fn others_of_budget(&self, kind: LimitKind, window: u32) -> UnitSums {
+        let others = self.get(kind).map(|lease| &lease.others);
+        let known = others.filter(|others| others.window == Some(window));
+        known.map_or_else(UnitSums::default, |others| UnitSums {
+            booked: others.total,
+            refunded: others.counted().refunded,
+        })
     }
 
     /// What the other instances have used of a rate, by second.
@@ -198,6 +197,13 @@ impl Leases {
     }
 }
 
+impl Others {
+    /// What they have counted of a budget, without what they have leased.
+    fn counted(&self) -> UnitSums {
+        self.by_instance.values().fold(UnitSums::default(), |sum, amount| sum.saturating_add(*amount))
+    }
+}
+
 impl LimitLease {
     fn free(&self, now: Duration) -> u64 {
         if now < self.expires_at { self.free } else { 0 }
@@ -249,7 +255,7 @@ impl LimitLease {
             *known = amount.max(*known);
         }
         // What the server has lost counts on.
-        self.others.total = grant.others.max(self.used_by_others());
+        self.others.total = grant.others.max(self.others.counted().booked);
     }
 
     /// Whether the server has answered a report of this process, under the id that this instance has now.
@@ -258,7 +264,7 @@ impl LimitLease {
     }
 
     /// What this instance has reported of a budget in a day or month; `None` if it has reported nothing.
-    pub(super) fn reported(&self, window: u32) -> Option<u64> {
+    pub(super) fn reported(&self, window: u32) -> Option<UnitSums> {
         self.reported.filter(|(of, _)| *of == window).map(|(_, amount)| amount)
     }
 
@@ -267,23 +273,23 @@ impl LimitLease {
         (self.is_known, self.reported) = (false, None);
     }
 
-    /// This instance, another one from now on, has used so much of a budget in a day or month.
-    pub(super) fn add_other(&mut self, id: &str, window: u32, amount: u64) {
+    /// This instance, another one from now on, has counted so much of a budget in a day or month.
+    pub(super) fn add_other(&mut self, id: &str, window: u32, amount: UnitSums) {
         if self.others.window != Some(window) {
             self.others = Others { window: Some(window), ..Others::default() };
         }
         let known = self.others.by_instance.entry(id.to_owned()).or_default();
         *known = amount.max(*known);
-        self.others.total = self.others.total.max(self.used_by_others());
+        self.others.total = self.others.total.max(self.others.counted().booked);
     }
 
-    /// What the others have used of a budget, without what they have leased.
-    pub(super) fn used_by_others(&self) -> u64 {
-        self.others.by_instance.values().fold(0, |sum, amount| sum.saturating_add(*amount))
+    /// What the others have counted of a budget, without what they have leased.
+    pub(super) fn counted_by_others(&self) -> UnitSums {
+        self.others.counted()
     }
 
-    /// What the others had used of a budget, as this instance knows it.
-    pub(super) fn known_by_instance(&self, window: Option<u32>) -> Vec<(String, u64)> {
+    /// What the others had counted of a budget, as this instance knows it.
+    pub(super) fn known_by_instance(&self, window: Option<u32>) -> Vec<(String, UnitSums)> {
         if self.others.window != window {
             return Vec::new();
         }

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use super::super::account::{ClientAccount, ScopeUse};
-use super::super::amounts::Amounts;
+use super::super::budget_sums::BudgetSums;
 use super::super::limit_key::LimitKind;
 use crate::config::LimitSet;
 
@@ -31,16 +31,16 @@ impl ScopeUse {
     fn give_up_id(&mut self, id: &str, limits: &LimitSet, time: SystemTime) {
         self.is_changed = true;
         for kind in LimitKind::ALL.into_iter().filter(|kind| kind.value_in(limits).is_some()) {
-            let own = self.own_use(kind, time);
+            let own = self.own_sums(kind, time);
             let lease = self.leases.get_mut(kind);
             if let Some((budget, window)) = self.budget.as_ref().zip(kind.window()) {
                 let number = window.number_at(time);
-                let amounts = |amount| Amounts::of_unit(kind.unit(), amount);
+                let sums = |sums| BudgetSums::of_unit(kind.unit(), sums);
                 // What it has not reported is of before it started.
                 let reported = lease.reported(number).unwrap_or(own).min(own);
                 lease.add_other(id, number, reported);
-                budget.give_up(window, amounts(reported), time);
-                budget.note_others(window, number, amounts(lease.used_by_others()));
+                budget.give_up(window, sums(reported), time);
+                budget.note_others(window, number, sums(lease.counted_by_others()));
             }
             lease.forget_reports();
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::super::account::{ClientAccount, ScopeUse};
-use super::super::amounts::Amounts;
+use super::super::budget_sums::{BudgetSums, UnitSums};
 use super::super::limit_key::{LimitKey, LimitKind};
 use super::lease::{LeaseDemand, LeaseGrant, ReportTiming};
 use super::lease_desk::{LeaseDesk, ReportRequest};
@@ -54,10 +54,10 @@ pub enum UsedAmounts {
     InWindow {
         /// The UTC day or month, as in [`UtcWindows`](crate::admission::budgets::UtcWindows).
         window: u32,
-        /// What was used, in the unit of the limit.
-        amount: u64,
-        /// What the other instances had used, as this one knows it.
-        others: Vec<(String, u64)>,
+        /// What was counted, in the unit of the limit.
+        sums: UnitSums,
+        /// What the other instances had counted, as this one knows it.
+        others: Vec<(String, UnitSums)>,
     },
     /// Nothing counts after its end.
     Nothing,
@@ -189,15 +189,15 @@ impl OpenReport {
             let (total, own) = state.scopes(report.key.deployment.as_ref(), true);
             let (scope, kind) = (own.unwrap_or(total), report.key.kind);
             // The end of the process may have lost the last second of a budget that it had reported.
-            if let UsedAmounts::InWindow { amount, .. } = &report.used {
-                scope.add_missing(kind, grant.own.saturating_sub(*amount), time);
+            if let UsedAmounts::InWindow { sums, .. } = &report.used {
+                scope.add_missing(kind, grant.own.missing_from(*sums), time);
             }
             let is_scarce = grant.room <= report.limit / SCARCE_DIVISOR;
             let lease = scope.leases.get_mut(kind);
             lease.finish_report(report.demand, grant, is_scarce, report.window(), timing);
             let window = kind.window().zip(report.window());
             if let Some((budget, (window, number))) = scope.budget.as_ref().zip(window) {
-                let others = Amounts::of_unit(kind.unit(), lease.used_by_others());
+                let others = BudgetSums::of_unit(kind.unit(), lease.counted_by_others());
                 budget.note_others(window, number, others);
             }
         }
@@ -226,9 +226,9 @@ impl ScopeUse {
     }
 
     /// Adds to a budget's limit what the server knows and this process does not.
-    fn add_missing(&self, kind: LimitKind, amount: u64, time: SystemTime) {
+    fn add_missing(&self, kind: LimitKind, sums: UnitSums, time: SystemTime) {
         if let Some((budget, window)) = self.budget.as_ref().zip(kind.window()) {
-            budget.add_missing(window, Amounts::of_unit(kind.unit(), amount), time);
+            budget.add_missing(window, BudgetSums::of_unit(kind.unit(), sums), time);
         }
     }
 
@@ -249,7 +249,7 @@ impl ScopeUse {
                 let number = window.number_at(time);
                 let used = UsedAmounts::InWindow {
                     window: number,
-                    amount: self.own_use(kind, time),
+                    sums: self.own_sums(kind, time),
                     others: self.leases.get_mut(kind).known_by_instance(Some(number)),
                 };
                 (used, self.reserved.in_unit(kind.unit()), limit / window.seconds())

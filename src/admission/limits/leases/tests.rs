@@ -7,13 +7,14 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::super::account::ClientAccounts;
 use super::super::amounts::Amounts;
+use super::super::budget_sums::UnitSums;
 use super::super::limit_key::{LimitKind, LimitReached};
 use super::super::limiter::ClientLimiter;
 use super::super::reservation::{Reservation, Settlement};
 use super::super::testing::{MemoryBudget, limits, time};
 use super::super::token_estimate::UsedTokens;
 use super::*;
-use crate::admission::limits::Budget;
+use crate::admission::limits::{Budget, FinalUse};
 use crate::config::{LimitMode, LimitsConfig};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,16 +36,18 @@ struct TestServer {
 
 #[derive(Clone, Default)]
 struct Entry {
-    used: u64,
+    /// Of a budget.
+    sums: UnitSums,
     by_second: Vec<(u64, u64)>,
     held: u64,
     free: u64,
 }
 
 impl Entry {
+    /// With what was refunded.
     fn total(&self, second: u64) -> u64 {
         let in_minute = self.by_second.iter().filter(|(at, _)| at + 60 >= second);
-        self.used + self.held + self.free + in_minute.map(|(_, amount)| amount).sum::<u64>()
+        self.sums.booked + self.held + self.free + in_minute.map(|(_, amount)| amount).sum::<u64>()
     }
 }
 
@@ -56,17 +59,19 @@ impl TestServer {
         let others = of_others.iter().map(|(_, entry)| entry.total(second)).sum::<u64>();
         let others_by_instance = match &limit.used {
             UsedAmounts::InWindow { .. } => {
-                of_others.iter().map(|((_, id), entry)| (id.to_string(), entry.used)).collect()
+                of_others.iter().map(|((_, id), entry)| (id.to_string(), entry.sums)).collect()
             }
             UsedAmounts::BySecond(_) | UsedAmounts::Nothing => Vec::new(),
         };
         let mut own = Entry { held: limit.held, free: limit.free(), ..Entry::default() };
         match &limit.used {
             UsedAmounts::BySecond(amounts) => own.by_second.clone_from(amounts),
-            UsedAmounts::InWindow { amount, .. } => own.used = *amount,
+            UsedAmounts::InWindow { sums, .. } => own.sums = *sums,
             UsedAmounts::Nothing => {}
         }
-        let room = limit.limit.saturating_sub(others + own.total(second));
+        let refunded =
+            of_others.iter().map(|(_, entry)| entry.sums.refunded).sum::<u64>() + own.sums.refunded;
+        let room = limit.limit.saturating_sub((others + own.total(second)).saturating_sub(refunded));
         let needed = limit.short().min(room);
         let granted = needed + limit.extra().min((room - needed) / 4);
         own.free += granted;
@@ -74,7 +79,7 @@ impl TestServer {
             granted,
             room: room - granted,
             others,
-            own: own.used,
+            own: own.sums,
             others_by_instance,
             ..LeaseGrant::default()
         };
@@ -293,6 +298,32 @@ async fn what_others_have_used_of_a_budget_in_any_unit_outlives_a_restart_and_an
     // Another instance has its old id, and with it what was reported.
     instances[1].accounts.find(None).unwrap().give_up_id("old", time(0));
     assert_eq!((all(&instances[1]), own(&instances[1])), ([410, 255, 255], [0; 3]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_instance_takes_back_what_another_one_has_booked() {
+    let (start, mut server) = (Instant::now(), TestServer::default());
+    let keys = [("tokens_per_day", 1000), ("cost_per_day", 1000)];
+    let mut instances = [(); 2].map(|()| TestInstance::new(start, &keys, LimitMode::Enforce));
+    let mut background = instances[0].reserve(0, &mut server, 900, 0).await.unwrap();
+    background.settle(Settlement::Unknown, instances[0].at(0), time(0));
+    for millis in [0, 1_000, 2_000] {
+        instances[0].report(0, &mut server, millis);
+    }
+    assert!(instances[1].reserve(1, &mut server, 500, 2_000).await.is_err());
+    let end = FinalUse { tokens: UsedTokens { input: 100, cached: 0, output: 0 }, cost_millionths: Some(50) };
+    instances[1].accounts.correct(&background.booked().unwrap(), end);
+    for millis in [3_000, 4_000] {
+        for (id, instance) in instances.iter().enumerate().rev() {
+            instance.report(id, &mut server, millis);
+        }
+    }
+    for instance in &instances {
+        let used = [LimitKind::TokensPerDay, LimitKind::CostPerDay].map(|kind| instance.used(kind, 4_000));
+        assert_eq!(used, [100, 50]);
+    }
+    let _reserved = instances[0].reserve(0, &mut server, 850, 4_000).await.unwrap();
+    assert!(instances[1].reserve(1, &mut server, 200, 4_000).await.is_err());
 }
 
 #[derive(Clone, Debug)]
