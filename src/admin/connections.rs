@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::AdminApi;
 use crate::proxy::client::connection::{HeadReadError, read_head, refuse_and_close};
-use crate::proxy::client::connection_limit::{AddressConnectionLimiter, ConnectionPermit};
+use crate::proxy::client::connection_limit::{AddressConnectionLimiter, ConnectionPermit, RefusalLimiter};
 use crate::proxy::client::tls::{AcceptError, ServerTls, plain_http_refusal};
 use crate::proxy::timer::Timer;
 use crate::refusal::{Refusal, RefusalReason};
@@ -31,13 +31,15 @@ pub struct AdminConnections {
     tls: Option<Arc<ServerTls>>,
     address_limiter: AddressConnectionLimiter,
     permits: Arc<Semaphore>,
+    refusals: RefusalLimiter,
 }
 
 impl AdminConnections {
     /// A handler for this API.
     pub fn new(api: AdminApi, tls: Option<Arc<ServerTls>>) -> Self {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        Self { api, tls, address_limiter: AddressConnectionLimiter::new("the admin API"), permits }
+        let address_limiter = AddressConnectionLimiter::new("the admin API");
+        Self { api, tls, address_limiter, permits, refusals: RefusalLimiter::beside(MAX_CONNECTIONS) }
     }
 
     /// Acquires the permits for a connection; `None` if there are too many.
@@ -57,7 +59,9 @@ impl ServerApp for AdminConnections {
     async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         // Held until the connection ends.
         let Some(_permits) = self.acquire_permits(&stream) else {
-            if self.tls.is_none() {
+            if self.tls.is_none()
+                && let Some(_permit) = self.refusals.try_acquire()
+            {
                 let message = "the admin API has all the connections that it may have";
                 refuse_and_close(&mut stream, &Refusal::new(RefusalReason::Overloaded, message)).await;
             }

@@ -12,6 +12,7 @@ mod context;
 mod ending;
 mod error_types;
 mod framing;
+mod long_work;
 mod overhead;
 mod pending_bytes;
 pub mod runner;

@@ -47,7 +47,9 @@ use pingora::{Error, ErrorType, Result};
 use tokio::time::timeout;
 
 use super::attempt::exchange::AttemptExchange;
+use super::client::body_memory::{BodyMemory, MemoryReservation};
 use super::client::response_writer::drain_upload;
+use super::client::stream::http2_unread::MAX_HTTP2_SEND_BUFFER_BYTES;
 use super::client::timeouts::{CLIENT_IDLE_TIMEOUT, LAST_BYTES_TIMEOUT};
 use super::context::PingoraContext;
 use super::timer::Timer;
@@ -58,9 +60,11 @@ use super::upstream::headers;
 use super::websocket::responses::{IdleSocketLimit, SocketServices, open_responses_socket};
 use super::{Balancer, require_request_context};
 use crate::config::ListenerConfig;
+use crate::names::Caller;
 
-/// Maximum bytes of a response that h2 holds for a client that does not read.
-const MAX_HTTP2_SEND_BUFFER_BYTES: usize = 32 * 1024;
+/// The largest head of an HTTP/2 request that h2 decodes (RFC 9113, section 6.5.2). Those that are too large for
+/// `client/head.rs` are refused there, with a message; of larger ones h2 says only 431.
+const MAX_DECODED_HTTP2_HEAD_BYTES: u32 = 256 * 1024;
 
 /// Runs requests through the phases of the balancer. All listeners share one runner, and with it the
 /// connections to backends.
@@ -81,6 +85,13 @@ impl Runner {
         let idle_socket_limit = Arc::new(IdleSocketLimit::new(max_idle_sockets));
         let connector = Arc::new(UpstreamConnector::new(server));
         Self { balancer, connector, idle_socket_limit, http2_options }
+    }
+
+    /// A reservation of the memory that all requests share.
+    pub(super) fn empty_memory_reservation(&self, holder: Caller) -> MemoryReservation {
+        let config = self.balancer.active_config.load();
+        let max_total_bytes = config.gateway.request_config.max_total_buffered_bytes;
+        BodyMemory::empty_reservation(&self.balancer.body_memory, holder, max_total_bytes)
     }
 
     /// Serves one request; returns its connection if it is HTTP/1.1 and another request can follow.
@@ -261,8 +272,8 @@ impl HttpServerApp for Runner {
 
     fn h2_options(&self) -> Option<H2Options> {
         let mut options = default_h2_options();
-        // h2's default is 400 KiB for each stream, if the client's window is as large.
         options.max_send_buffer_size(MAX_HTTP2_SEND_BUFFER_BYTES);
+        options.max_header_list_size(MAX_DECODED_HTTP2_HEAD_BYTES);
         Some(options)
     }
 

@@ -10,14 +10,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client;
 use http::Request;
-use support::h2::connect_tls;
+use support::h2::{
+    DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, SETTINGS, WINDOW_UPDATE, connect_tls, frame,
+    header_block,
+};
 use support::tls::{CertificateAuthority, generate_authority};
+use support::upstream::{ScriptedUpstream, complete_response};
 use support::{
     Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, TEST_TIMEOUT, backend_yaml, wait_until,
-    wait_until_steady,
+    wait_until_async, wait_until_steady,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_openssl::SslStream;
 
 const STREAMS: usize = 200;
 /// A tenth of the streams share a connection over HTTP/2.
@@ -226,4 +232,76 @@ async fn unread_responses_count_as_held_memory_and_one_client_gets_only_a_share(
     let clients = send_http1_requests(&balancer, 15).await;
     balancer.wait_for_status("as many begin as have room", |status| status["in_flight"] == 15).await;
     drop(clients);
+}
+
+/// As many requests as a connection may have at a time.
+const HTTP2_REQUESTS: u8 = 100;
+
+/// An upstream whose responses h2 takes whole, without waiting for the client.
+async fn start_upstream_with_small_responses() -> ScriptedUpstream {
+    let body = "x".repeat(30_000);
+    ScriptedUpstream::start(move |_| complete_response(200, "Content-Type: text/plain", &body)).await
+}
+
+/// Sends [`HTTP2_REQUESTS`] on a connection of which nothing is read, and whose windows have room for all responses.
+async fn send_unread_http2_requests(
+    balancer: &Balancer,
+    authority: &CertificateAuthority,
+) -> SslStream<TcpStream> {
+    let mut stream = connect_tls(balancer.address, authority, b"\x02h2", None).await.unwrap();
+    // SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113, section 6.5.2).
+    let window = [&[0, 4][..], &(16u32 << 20).to_be_bytes()].concat();
+    let connection_window = (64u32 << 20).to_be_bytes();
+    let mut bytes = [PREFACE, &frame(SETTINGS, 0, 0, &window)].concat();
+    bytes.extend(frame(WINDOW_UPDATE, 0, 0, &connection_window));
+    let block = header_block(&[
+        (":method", "POST"),
+        (":scheme", "https"),
+        (":path", CHAT_TARGET),
+        (":authority", "balancer.test"),
+        ("api-key", CLIENT_KEY),
+    ]);
+    for stream_id in (0..HTTP2_REQUESTS).map(|number| 2 * number + 1) {
+        bytes.extend(frame(HEADERS, END_HEADERS, stream_id, &block));
+        bytes.extend(frame(DATA, END_STREAM, stream_id, CHAT_BODY.as_bytes()));
+    }
+    stream.write_all(&bytes).await.unwrap();
+    stream
+}
+
+/// Whether the balancer still takes bytes of a connection.
+async fn is_open(stream: &mut SslStream<TcpStream>) -> bool {
+    let ping = frame(PING, 0, 0, &[0; 8]);
+    timeout(TEST_TIMEOUT, stream.write_all(&ping)).await.expect("the connection stays open").is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn responses_that_have_ended_and_are_not_read_over_http_2_have_a_deadline() {
+    let upstream = start_upstream_with_small_responses().await;
+    let authority = generate_authority();
+    let extra_yaml = format!("timeouts: {{ idle: 2s }}\n{NO_CONTENT}");
+    let balancer = Balancer::start_with_tls(&authority, &upstream.backend_yaml("a"), &extra_yaml).await;
+    let mut connection = send_unread_http2_requests(&balancer, &authority).await;
+    let records = balancer.wait_for_records(usize::from(HTTP2_REQUESTS)).await;
+    assert!(records.iter().all(|record| record["outcome"] == "answered"), "{records:#?}");
+    wait_until_async("the connection is closed", async || !is_open(&mut connection).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn responses_that_have_ended_and_are_not_read_over_http_2_count_as_held_memory() {
+    let upstream = start_upstream_with_small_responses().await;
+    let authority = generate_authority();
+    let limits = "requests: { max_body: 1MiB, max_streamed_body: 1MiB, body_memory: 6MiB }";
+    let extra_yaml = format!("{limits}\n{NO_CONTENT}");
+    let balancer = Balancer::start_with_tls(&authority, &upstream.backend_yaml("a"), &extra_yaml).await;
+    let mut first = send_unread_http2_requests(&balancer, &authority).await;
+    balancer.wait_for_records(usize::from(HTTP2_REQUESTS)).await;
+    let mut second = send_unread_http2_requests(&balancer, &authority).await;
+    // One address gets two thirds of 6 MiB, and most of 3 MiB waits on each connection.
+    wait_until_async("one of the connections is closed", async || {
+        !is_open(&mut second).await || !is_open(&mut first).await
+    })
+    .await;
+    balancer.wait_for_log("an address does not read its responses").await;
+    assert!(is_open(&mut first).await || is_open(&mut second).await, "expected the other one to stay open");
 }

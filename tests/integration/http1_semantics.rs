@@ -47,6 +47,24 @@ async fn start_responding_to_heads(response: &'static str) -> SocketAddr {
     address
 }
 
+#[tokio::test]
+async fn a_backend_whose_interim_responses_do_not_end_has_failed() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let interim = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n".repeat(1000);
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let interim = interim.clone();
+            tokio::spawn(async move { while stream.write_all(&interim).await.is_ok() {} });
+        }
+    });
+    let backends = backend_yaml("a", &format!("http://{address}"), "");
+    let settings = "timeouts: { first_byte: 10s }\nretry: { attempts: 0 }";
+    let balancer = Balancer::start(&backends, settings).await;
+    let response = balancer.post_chat().await;
+    assert_eq!((response.status, response.error_code().as_str()), (502, "upstream_failed"));
+}
+
 async fn post_chat(client: &mut Client) -> Response {
     client.post(CHAT_TARGET, KEY_HEADER, CHAT_BODY.as_bytes()).await
 }

@@ -126,6 +126,10 @@ async fn refusals_over_http_2_are_the_same_as_over_http_1() {
     let many_headers: Vec<(String, &str)> = (0..100).map(|number| (format!("x-{number}"), "v")).collect();
     let many_headers: Vec<(&str, &str)> =
         many_headers.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    let (large_field, many_large_fields) = ("v".repeat(66_000), "v".repeat(10_000));
+    let large_head = [("x-large", large_field.as_str())];
+    let larger_head: Vec<(&str, &str)> =
+        many_headers.iter().take(20).map(|(name, _)| (*name, many_large_fields.as_str())).collect();
     let duplicate_header = [("content-type", "application/json"), ("content-type", "text/plain")];
     let cases = [
         (CHAT_TARGET, &[("api-key", "another")][..], CHAT_BODY, 401, "invalid_api_key"),
@@ -133,6 +137,8 @@ async fn refusals_over_http_2_are_the_same_as_over_http_1() {
         ("/openai/v1/../x", &[], CHAT_BODY, 400, "bad_request"),
         (CHAT_TARGET, &[], &large, 413, "body_too_large"),
         (CHAT_TARGET, &many_headers, CHAT_BODY, 431, "headers_too_large"),
+        (CHAT_TARGET, &large_head, CHAT_BODY, 431, "headers_too_large"),
+        (CHAT_TARGET, &larger_head, CHAT_BODY, 431, "headers_too_large"),
         (CHAT_TARGET, &duplicate_header, CHAT_BODY, 400, "bad_request"),
     ];
     for (target, headers, body, status, code) in cases {
@@ -144,7 +150,7 @@ async fn refusals_over_http_2_are_the_same_as_over_http_1() {
     }
     // The connection is still usable.
     assert_eq!(connection.post(CHAT_TARGET, CHAT_BODY.as_bytes()).await.status, 200);
-    let records = balancer.wait_for_records(7).await;
+    let records = balancer.wait_for_records(cases.len() + 1).await;
     let refusals: Vec<&str> = records.iter().filter_map(|record| record["refusal"].as_str()).collect();
     assert_eq!(refusals, cases.map(|case| case.4));
     let unread = records.iter().filter(|record| record["refusal"].is_string());

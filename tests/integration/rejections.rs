@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 use support::upstream::{RawRequest, ScriptedUpstream, complete_response};
+use support::websocket::UPGRADE_HEADERS;
 use support::yaml::sha256_hex;
 use support::{
     Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, LISTED_DEPLOYMENTS, Response, answering_backend,
@@ -92,6 +93,34 @@ async fn odd_requests_of_one_client_take_nothing_away_from_others() {
         // The balancer's own question has its answer for a while.
         let questions = first.requests().iter().filter(|request| is_question(request)).count();
         assert!(questions >= 1, "{status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rejected_websocket_of_one_client_takes_nothing_away_from_others() {
+    for (status, body) in [(401, INVALID_KEY), (404, NO_DEPLOYMENT), (403, DENIED)] {
+        let script = move |request: &RawRequest| match request.head.contains("/realtime") {
+            true => answer(status, body),
+            false if request.body == b"{}" => answer(400, r#"{"error":{"code":"BadRequest"}}"#),
+            false => answer(200, ANSWER),
+        };
+        let (first, second) = (ScriptedUpstream::start(script).await, ScriptedUpstream::start(script).await);
+        let balancer = start_with_five_clients(&[&first, &second]).await;
+        let headers = UPGRADE_HEADERS.map(|(name, value)| match name {
+            "api-key" => (name, "key-of-a"),
+            _ => (name, value),
+        });
+        for round in 0..10 {
+            let target = "/openai/realtime?api-version=preview&deployment=gpt-4o";
+            let odd = balancer.connect().await.get(target, &headers).await;
+            assert_eq!((odd.status, odd.error_code().as_str()), (503, "backend_misconfigured"), "{status}");
+            let response = post_as(&balancer, "b", CHAT_BODY).await;
+            assert_eq!(response.status, 200, "round {round}: {}", response.text());
+            assert_eq!(response.header("x-aoai-lb-attempts"), Some("1"));
+        }
+        for backend in 0..2 {
+            assert_eq!(state_of(&balancer, backend).await, serde_json::json!(["healthy", 0]), "{status}");
+        }
     }
 }
 

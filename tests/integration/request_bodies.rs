@@ -2,7 +2,7 @@
 
 use crate::support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aoai_lb::demo::{Mood, SimulatedError};
 use support::{
@@ -202,4 +202,32 @@ async fn uploads_too_large_to_buffer_are_streamed() {
     let response = balancer.post(target, &[("api-key", CLIENT_KEY), content_type_header], &too_large).await;
     assert_eq!((response.status, response.error_code().as_str()), (413, "body_too_large"));
     assert_eq!(balancer.wait_for_records(3).await[1]["request_bytes"], body.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_takes_long_to_parse_delays_no_other_request() {
+    let azure = start_simulator(&["a"]).await;
+    let balancer =
+        Balancer::start(&all_backends_yaml(&azure), "server: { threads: 1, drain_delay: 0s }").await;
+    // It is refused for its end, so that nothing follows the parsing.
+    let body = format!(r#"{{"model":"gpt-4o","input":[{}1]"#, "1,".repeat(4 << 20));
+    let (all_but_last, last) = body.as_bytes().split_at(body.len() - 1);
+    let headers = [("api-key", CLIENT_KEY), ("Content-Length", &body.len().to_string())];
+    let mut large = balancer.connect().await;
+    large.send(Client::request_head("POST", "/openai/v1/responses", &headers).as_bytes()).await;
+    large.send(all_but_last).await;
+    let mut other = balancer.connect().await;
+    assert!(other.get_is_ok("/healthz").await);
+    large.send(last).await;
+    let began_at = Instant::now();
+    let refused = tokio::spawn(async move { (large.read_response().await.status, began_at.elapsed()) });
+    let mut longest = Duration::ZERO;
+    while !refused.is_finished() {
+        let asked_at = Instant::now();
+        assert!(other.get_is_ok("/healthz").await);
+        longest = longest.max(asked_at.elapsed());
+    }
+    let (status, parsing) = refused.await.unwrap();
+    assert_eq!(status, 400);
+    assert!(longest < parsing / 2, "another request took {longest:?} of {parsing:?}");
 }

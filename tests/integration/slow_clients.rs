@@ -7,10 +7,10 @@ use std::time::Duration;
 use futures::future::join_all;
 use openssl::ssl::SslVersion;
 use support::h2::{
-    self, CONTINUATION, END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, connect_tls, frame,
+    self, CONTINUATION, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, SETTINGS, connect_tls, frame,
 };
 use support::tls::{CertificateAuthority, generate_authority};
-use support::{Balancer, Client, TEST_TIMEOUT, all_backends_yaml, start_simulator, wait_until_async};
+use support::{Balancer, Client, TEST_TIMEOUT, all_backends_yaml, poll, start_simulator, wait_until_async};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -124,7 +124,15 @@ async fn a_handshake_and_a_first_head_that_are_not_complete_in_time_close_the_co
         connection.send(pieces).await;
         assert!(connection.is_closed().await);
     }));
-    tokio::join!(no_handshake, half_a_handshake, no_http1_head, http2);
+    // While it can write nothing, h2 does not read.
+    let unread_answers = async {
+        let mut connection = RawHttp2::connect(&balancer, &authority).await;
+        connection.send(&[PREFACE, &settings]).await;
+        let pings = frame(PING, 0, 0, &[0; 8]).repeat(1000);
+        let write = async { while connection.0.write_all(&pings).await.is_ok() {} };
+        timeout(TEST_TIMEOUT, write).await.expect("the connection stays open");
+    };
+    tokio::join!(no_handshake, half_a_handshake, no_http1_head, http2, unread_answers);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,4 +159,38 @@ async fn a_later_http_2_head_that_does_not_end_closes_its_connection_and_an_idle
     admin.send(b"GET /healthz HTTP/1.1\r\nHost: ").await;
     assert_eq!(admin.read_response().await.status, 408);
     assert!(Client::connect(balancer.admin_address).await.is_closed().await);
+}
+
+/// The open files of the balancer.
+fn count_open_files(balancer: &Balancer) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", balancer.pid())).unwrap().count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_limit_hold_few_descriptors() {
+    let azure = start_simulator(&["a"]).await;
+    let backends = all_backends_yaml(&azure);
+    let balancer = Balancer::start_with_listener(&backends, "connections_per_client: 1").await;
+    // The harness has had the only place until now.
+    let mut admitted = poll("a connection is admitted", async || {
+        let mut client = balancer.connect().await;
+        if client.get_is_ok("/healthz").await { Ok(client) } else { Err("it is refused") }
+    })
+    .await;
+    let before = count_open_files(&balancer);
+    let (mut connections, mut most) = (Vec::new(), 0);
+    for _ in 0..100 {
+        let refused = join_all((0..10).map(|_| async {
+            let connection = TcpStream::connect(balancer.address).await.unwrap();
+            // The balancer has answered or closed it.
+            timeout(TEST_TIMEOUT, connection.readable()).await.unwrap().unwrap();
+            connection
+        }));
+        connections.extend(refused.await);
+        most = most.max(count_open_files(&balancer) - before);
+    }
+    assert!(most < 400, "{most} descriptors");
+    let mut first = Client::from_stream(connections.remove(0));
+    assert_eq!(first.read_response().await.error_code(), "overloaded");
+    assert!(admitted.get_is_ok("/healthz").await);
 }

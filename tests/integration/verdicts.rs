@@ -360,10 +360,26 @@ async fn scripted_then_simulated(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_429_about_the_size_of_one_request_keeps_no_other_request_away() {
-    const TOO_LARGE: &str = r#"{"error":{"code":"too_many_requests","message":"The system is currently experiencing high demand. Your request exceeds the maximum usage size allowed during peak load."}}"#;
-    let refuses_large = |request: &RawRequest| match request.body.len() {
+    let refusals = [
+        (
+            20,
+            r#"{"error":{"code":"too_many_requests","message":"The system is currently experiencing high demand. Your request exceeds the maximum usage size allowed during peak load."}}"#,
+        ),
+        // Larger than the whole limit of the deployment.
+        (
+            86_400,
+            r#"{"error":{"code":"429","message":"Requests to the ChatCompletions_Create Operation have exceeded token rate limit of your current OpenAI S0 pricing tier. Please retry after 86400 seconds."}}"#,
+        ),
+    ];
+    for (retry_after, refusal) in refusals {
+        check_refusal_of_large_requests(retry_after, refusal).await;
+    }
+}
+
+async fn check_refusal_of_large_requests(retry_after: u32, refusal: &'static str) {
+    let refuses_large = move |request: &RawRequest| match request.body.len() {
         ..1000 => complete_response(200, JSON_TYPE, COMPLETION_BODY),
-        _ => complete_response(429, &format!("{JSON_TYPE}\nretry-after: 20"), TOO_LARGE),
+        _ => complete_response(429, &format!("{JSON_TYPE}\nretry-after: {retry_after}"), refusal),
     };
     let (first, azure, balancer) = scripted_then_simulated(refuses_large, 2, "").await;
     let large = format!(r#"{{"messages":[{{"role":"user","content":"{}"}}]}}"#, "x".repeat(2000));
@@ -375,7 +391,8 @@ async fn a_429_about_the_size_of_one_request_keeps_no_other_request_away() {
     azure.set_mood("b", Mood::HighDemand);
     let refused = post(&large).await;
     assert_eq!((refused.status, refused.header("x-aoai-lb-attempts")), (429, Some("2")));
-    assert!(refused.text().contains("maximum usage size"), "{}", refused.text());
+    let relayed = [refusal, "maximum usage size"].iter().any(|text| refused.text().contains(text));
+    assert!(relayed, "{}", refused.text());
     assert_eq!(answering_backend(&post(CHAT_BODY).await), "a");
     assert_eq!(first.requests().len(), 4);
     assert_eq!(unavailable_parts(&balancer.status().await), []);

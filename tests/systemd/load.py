@@ -77,6 +77,15 @@ class LoadGenerator(threading.Thread):
             "the load has not completed an exchange of each kind",
         )
 
+    def wait_for_exchanges(self, count):
+        """Waits until so many more exchanges have been completed, or one has failed."""
+        before = self.total_completed()
+        wait_for_condition(
+            lambda: self.failures or self.total_completed() >= before + count,
+            EXCHANGE_TIMEOUT,
+            f"the load has not completed {count} exchanges",
+        )
+
     def summary(self):
         counts = ", ".join(f"{count} {kind}" for kind, count in self.completed.items())
         return f"{counts} in {time.monotonic() - self.start_time:.0f} s over {self.connections} connections"

@@ -14,6 +14,9 @@ from service import CONFIG, GOOD_COPY, INSTALLED_BINARY, OPERATION_TIMEOUT, UNIT
 
 MAX_EXPOSURE = 2.0
 UPGRADE_COUNT = RELOAD_COUNT = 10
+# How many exchanges of the load end between two of them: about a third of a second.
+EXCHANGES_BETWEEN = 20
+WATCHDOG_SECONDS = 2
 # How long a restart by systemd may take, in seconds, with RestartSec=1s.
 RESTART_TIMEOUT = 6.0
 
@@ -248,12 +251,12 @@ def upgrades_and_reloads_under_load(service, report):
                 service.write_config(service.config_yaml(clients=clients))
                 service.systemctl("reload", UNIT)
                 reloading += time.monotonic() - start
-            time.sleep(0.3)
+            load.wait_for_exchanges(EXCHANGES_BETWEEN)
             start = time.monotonic()
             if n < UPGRADE_COUNT:
                 service.upgrade()
                 upgrading += time.monotonic() - start
-            time.sleep(0.3)
+            load.wait_for_exchanges(EXCHANGES_BETWEEN)
             if load.failures:
                 break
         load.wait_for_each_kind()
@@ -461,17 +464,27 @@ def credentials(service, report):
         report.expect("the file is read by a reload after the upgrade", service.chat_status() == 200)
 
 
+def wait_for_watchdog(service):
+    """Waits until the watchdog has been notified twice as long as it waits for one notification."""
+
+    def notified_at():
+        return int(service.unit_properties("WatchdogTimestampMonotonic")) / 1e6
+
+    start = notified_at()
+    wait_for_condition(lambda: notified_at() >= start + 2 * WATCHDOG_SECONDS, OPERATION_TIMEOUT, "the watchdog is not notified")
+
+
 def watchdog(service, report):
-    service.start_fresh(drop_in="[Service]\nWatchdogSec=2s\n")
+    service.start_fresh(drop_in=f"[Service]\nWatchdogSec={WATCHDOG_SECONDS}s\n")
     before = service.main_pid()
-    time.sleep(5)
+    wait_for_watchdog(service)
     report.expect("the watchdog is notified", service.main_pid() == before and service.unit_properties("NRestarts") == "0")
     service.upgrade()
     before = service.main_pid()
-    time.sleep(4)
+    wait_for_watchdog(service)
     report.expect("the new process notifies the watchdog after an upgrade", service.main_pid() == before and service.unit_properties("NRestarts") == "0")
     service.signal_main("STOP")
-    wait_for_condition(lambda: service.main_pid() not in (0, before) and service.is_ready(), 2 + 10 + RESTART_TIMEOUT, "the service is not restarted")
+    wait_for_condition(lambda: service.main_pid() not in (0, before) and service.is_ready(), WATCHDOG_SECONDS + 10 + RESTART_TIMEOUT, "the service is not restarted")
     report.expect("a stopped process is replaced by the watchdog", service.chat_status() == 200 and service.unit_properties("NRestarts") == "1")
 
 

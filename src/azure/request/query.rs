@@ -157,23 +157,24 @@ impl QueryKeyKind {
 /// an Azure Function, the `sig` of a shared access signature, a token or a password. None of them is a
 /// parameter of Azure OpenAI.
 fn is_secret_key(key: &str) -> bool {
-    const NAMES: [&str; 13] = [
-        "key",
-        "code",
-        "sig",
-        "signature",
-        "auth",
-        "authorization",
-        "token",
-        "secret",
-        "password",
-        "clientsecret",
+    const NAMES: [&str; 6] = ["key", "code", "sig", "auth", "authorization", "token"];
+    const ENDINGS: [&str; 15] = [
+        "apikey",
+        "subscriptionkey",
+        "functionskey",
+        "accesskey",
+        "masterkey",
+        "accesstoken",
+        "authtoken",
         "apitoken",
         "bearertoken",
+        "sessiontoken",
         "securitytoken",
+        "idtoken",
+        "secret",
+        "password",
+        "signature",
     ];
-    const ENDINGS: [&str; 7] =
-        ["apikey", "subscriptionkey", "functionskey", "accesskey", "accesstoken", "authtoken", "idtoken"];
     // `api_key`, `x-api-key`, `API.Key` and `key[]` are the same.
     let letters = key.chars().filter(char::is_ascii_alphanumeric);
     let letters: String = letters.map(|letter| letter.to_ascii_lowercase()).collect();

@@ -15,7 +15,7 @@ static X_RATELIMIT_RESET_REQUESTS: HeaderName = HeaderName::from_static("x-ratel
 static X_RATELIMIT_RESET_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-reset-tokens");
 
 /// A longer wait is ignored. Azure sends 86400 seconds for a request that exceeds the whole limit of
-/// its deployment.
+/// its deployment, which `known_errors.rs` knows by its message.
 const MAX_PLAUSIBLE_WAIT: Duration = Duration::from_secs(86_400);
 
 /// A rate limit in a response.

@@ -103,16 +103,17 @@ pub(super) const KNOWN_ERRORS: &[(Meaning, Words)] = &[
     (RequestTooLargeNow, MessageWithAnyCode(&["request too large"])), // OpenAI, tokens per minute
     (RequestTooLargeNow, MessageWithAnyCode(&["request is too large"])), // traffic
     (RequestTooLargeNow, MessageWithAnyCode(&["no capacity", "request size"])), // traffic
-    (DeploymentMissing, Code("DeploymentNotFound")),  // reference
-    (DeploymentMissing, Code("DeploymentModelNotFound")), // traffic
-    (DeploymentMissing, Code("model_not_found")),     // OpenAI
-    (DeploymentMissing, Code("unknown_model")),       // traffic, Foundry on /openai/v1
+    (RequestTooLargeNow, MessageWithAnyCode(&["retry after 86400 seconds"])), // traffic: above the whole limit
+    (DeploymentMissing, Code("DeploymentNotFound")),                          // reference
+    (DeploymentMissing, Code("DeploymentModelNotFound")),                     // traffic
+    (DeploymentMissing, Code("model_not_found")),                             // OpenAI
+    (DeploymentMissing, Code("unknown_model")), // traffic, Foundry on /openai/v1
     (NotServedHere, Message(&["could not find an existing deployment"])), // traffic
     (NotServedHere, Message(&["deployment", "does not exist"])), // traffic
     (NotServedHere, Message(&["the model", "does not exist"])), // OpenAI
     (NotServedHere, Message(&["no such deployment"])), // traffic
     (NotServedHere, Message(&["unknown deployment"])), // traffic
-    (NotServedHere, Message(&["unknown model"])),     // traffic
+    (NotServedHere, Message(&["unknown model"])), // traffic
     (NotServedHere, Message(&["is not enabled in this region"])), // traffic
     (NotServedHere, Message(&["is not available in this region"])), // traffic
     (NotServedHere, Message(&["not from an approved private endpoint"])), // traffic
@@ -123,38 +124,38 @@ pub(super) const KNOWN_ERRORS: &[(Meaning, Words)] = &[
     (ApiVersionUnsupported, Message(&["api-version", "not supported"])), // traffic
     (ApiVersionUnsupported, Message(&["unsupported", "api version"])), // traffic
     (ApiVersionUnsupported, Message(&["unsupported", "api-version"])), // traffic
-    (PermissionMissing, Code("PermissionDenied")),    // reference
-    (CredentialRejected, Code("401")),                // reference
-    (CredentialRejected, Code("invalid_api_key")),    // OpenAI
+    (PermissionMissing, Code("PermissionDenied")), // reference
+    (CredentialRejected, Code("401")),          // reference
+    (CredentialRejected, Code("invalid_api_key")), // OpenAI
     (AccessBlocked, Code("AuthenticationTypeDisabled")), // traffic
-    (AccessBlocked, Code("AccessDenied")),            // traffic
-    (AccessBlocked, Code("TrafficDenied")),           // traffic
+    (AccessBlocked, Code("AccessDenied")),      // traffic
+    (AccessBlocked, Code("TrafficDenied")),     // traffic
     (AccessBlocked, Code("PublicNetworkAccessDisabled")), // traffic
-    (AccessBlocked, Code("SubscriptionDisabled")),    // traffic
+    (AccessBlocked, Code("SubscriptionDisabled")), // traffic
     (AccessBlocked, MessageStart("access denied due to virtual network")), // traffic
     (AccessBlocked, MessageStart("a virtual network is configured")), // traffic
     (AccessBlocked, MessageStart("public access is disabled")), // traffic
     (AccessBlocked, MessageStart("your resource has been temporarily blocked")), // traffic
     (AccessBlocked, Message(&["not from an approved private endpoint"])), // traffic
-    (BackendFailed, CodeOrType("server_error")),      // OpenAI; Responses guide, error events
-    (BackendFailed, CodeOrType("internal_error")),    // traffic
+    (BackendFailed, CodeOrType("server_error")), // OpenAI; Responses guide, error events
+    (BackendFailed, CodeOrType("internal_error")), // traffic
     (BackendFailed, CodeOrType("internal_server_error")), // traffic
     (BackendFailed, CodeOrType("InternalServerError")), // reference
     (BackendFailed, CodeOrType("service_unavailable")), // traffic
     (BackendFailed, CodeOrType("ServiceUnavailable")), // reference
     (BackendFailed, CodeOrType("service_unavailable_error")), // traffic
     (BackendFailed, CodeOrType("server_overloaded")), // traffic
-    (BackendFailed, CodeOrType("overloaded")),        // traffic
-    (BackendFailed, CodeOrType("overloaded_error")),  // traffic
+    (BackendFailed, CodeOrType("overloaded")),  // traffic
+    (BackendFailed, CodeOrType("overloaded_error")), // traffic
     (BackendFailed, CodeOrType("engine_overloaded")), // OpenAI
-    (BackendFailed, CodeOrType("bad_gateway")),       // traffic
-    (BackendFailed, CodeOrType("gateway_timeout")),   // traffic
-    (BackendFailed, CodeOrType("timeout")),           // reference, status 408
-    (BackendFailed, CodeOrType("408")),               // reference
-    (BackendFailed, CodeOrType("500")),               // reference
-    (BackendFailed, CodeOrType("502")),               // reference
-    (BackendFailed, CodeOrType("503")),               // reference
-    (BackendFailed, CodeOrType("504")),               // reference
+    (BackendFailed, CodeOrType("bad_gateway")), // traffic
+    (BackendFailed, CodeOrType("gateway_timeout")), // traffic
+    (BackendFailed, CodeOrType("timeout")),     // reference, status 408
+    (BackendFailed, CodeOrType("408")),         // reference
+    (BackendFailed, CodeOrType("500")),         // reference
+    (BackendFailed, CodeOrType("502")),         // reference
+    (BackendFailed, CodeOrType("503")),         // reference
+    (BackendFailed, CodeOrType("504")),         // reference
     (BackendFailed, Message(&["the server had an error"])), // OpenAI
     (BackendFailed, Message(&["internal server error"])), // traffic
     (BackendFailed, Message(&["temporarily unable to process"])), // traffic

@@ -143,6 +143,21 @@ fn responses_are_judged_by_status_and_error_body() {
         ),
         (
             429,
+            r#"{"error":{"code":"429","message":"Requests to the ChatCompletions_Create Operation under Azure OpenAI API version 2024-06-01 have exceeded token rate limit of your current OpenAI S0 pricing tier. Please retry after 86400 seconds."}}"#,
+            TooLargeForBackend,
+        ),
+        (
+            429,
+            r#"{"error":{"code":"429","message":"have exceeded call rate limit of your current pricing tier. Please retry after 8 seconds."}}"#,
+            Throttled,
+        ),
+        (
+            429,
+            r#"{"error":{"code":"RateLimitReached","message":"Rate limit of 50 per 86400s exceeded for UserByModelByDay. Please wait 5000 seconds before retrying."}}"#,
+            Throttled,
+        ),
+        (
+            429,
             r#"{"error":{"code":"no_capacity","message":"The system is currently experiencing high demand"}}"#,
             Throttled,
         ),

@@ -22,6 +22,7 @@ use crate::gateway::{BodyView, Gateway, ModelsAnswer, Moment};
 use crate::names::{Caller, CertificateSubject};
 use crate::proxy::attempt::retry_state::RetryState;
 use crate::proxy::context::RequestContext;
+use crate::proxy::long_work::work_over;
 use crate::refusal::Refusal;
 
 static X_STAINLESS_READ_TIMEOUT: header::HeaderName =
@@ -94,7 +95,7 @@ pub(in crate::proxy) async fn admit_request(
     let is_encoded = !matches!(encoding, "" | "identity");
     let body =
         BodyView { bytes: &request_body.held_bytes, content_type: &content_type, is_compressed: is_encoded };
-    let call = gateway.parse_requested_call(&method, &target, &body);
+    let call = work_over(body.bytes.len(), || gateway.parse_requested_call(&method, &target, &body));
     context.overhead_clock.resume(body_read_at);
     // Before a possible refusal, because the record needs them.
     context.body = request_body;

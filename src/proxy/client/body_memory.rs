@@ -28,6 +28,11 @@ impl BodyMemory {
     ) -> MemoryReservation {
         MemoryReservation { memory: Arc::clone(memory), holder, max_total_bytes, reserved_bytes: 0 }
     }
+
+    #[cfg(test)]
+    pub(super) fn is_unused(&self) -> bool {
+        self.0.is_unused()
+    }
 }
 
 /// A part of the memory, which is released when this is dropped.
@@ -66,8 +71,14 @@ impl MemoryReservation {
 
     /// Grows by what a response takes that the client does not read; `None` if the limit would be exceeded.
     pub(in crate::proxy) fn grow_for_unread_response(mut self) -> Option<Self> {
-        if self.grow_to(self.reserved_bytes + UNREAD_RESPONSE_BYTES).is_ok() {
-            return Some(self);
+        let bytes = self.reserved_bytes + UNREAD_RESPONSE_BYTES;
+        self.grow_for_unread_responses(bytes).then_some(self)
+    }
+
+    /// Grows to this size, in bytes, for responses that the client does not read; returns whether the limit allows it.
+    pub(super) fn grow_for_unread_responses(&mut self, bytes: u64) -> bool {
+        if self.grow_to(bytes).is_ok() {
+            return true;
         }
         // Without the address, so that the line is limited for all addresses together.
         let client = match &self.holder {
@@ -78,7 +89,7 @@ impl MemoryReservation {
             "{client} does not read its responses, which take too much memory (requests.body_memory): those that \
              have waited for more than a second are broken off"
         );
-        None
+        false
     }
 
     /// Its size.
@@ -114,7 +125,7 @@ mod tests {
         drop(first);
         assert!(second.grow_to(100).is_ok(), "the only body of a client may take all that is free");
         drop(second);
-        assert!(memory.0.is_unused());
+        assert!(memory.is_unused());
     }
 
     #[test]
@@ -127,7 +138,7 @@ mod tests {
         drop(whole);
         assert_eq!(memory.0.total(), 40);
         drop(part);
-        assert!(memory.0.is_unused());
+        assert!(memory.is_unused());
     }
 
     #[test]

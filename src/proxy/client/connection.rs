@@ -10,7 +10,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -36,21 +36,18 @@ use super::client_request::new_request_id;
 use super::connection_limit::{AddressConnectionLimiter, ConnectionPermit, TotalConnectionLimiter};
 use super::stream::chunked::ChunkedStream;
 use super::stream::collected_writes::CollectedWrites;
-use super::stream::http2_deadline::Http2HeadDeadline;
-use super::stream::http2_errors::Http2ErrorCounter;
+use super::stream::http2::{Http2Limits, Http2Stream};
 use super::timeouts::{CLIENT_IDLE_TIMEOUT, HANDOVER_LINGER, REFUSE_AND_CLOSE_TIMEOUT, SHUTDOWN_LINGER};
 use super::tls::{AcceptError, ServerTls, plain_http_refusal};
 use super::{head, refusal_response};
 use crate::admission::client_ip::is_trusted_proxy;
 use crate::config::ListenerConfig;
+use crate::names::Caller;
 use crate::proxy::ActiveConfig;
 use crate::proxy::runner::Runner;
 use crate::proxy::timer::Timer;
 use crate::refusal::{Refusal, RefusalReason};
 
-/// Largest request head. The heads of SDKs have up to 2 KiB, plus up to 8 KiB for an access token of Entra
-/// ID.
-const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// How much of a head is read at once: all of most heads, and a short body.
 const HEAD_READ_BYTES: usize = 4 * 1024;
 
@@ -127,16 +124,14 @@ impl ConnectionHandler {
     }
 
     fn acquire_address_permit(&self, stream: &Stream) -> Result<Option<ConnectionPermit>, Refusal> {
-        let address = stream.get_socket_digest().and_then(|digest| digest.peer_addr().cloned());
-        let Some(ip) = address.and_then(|address| address.as_inet().map(SocketAddr::ip)) else {
-            return Ok(None);
-        };
+        let Some(ip) = peer_ip(stream) else { return Ok(None) };
         let config = self.active_config.load();
         let listener = config.current_listener_settings(&self.startup_listener_config);
         if is_trusted_proxy(ip, &listener.trusted_proxies) {
             return Ok(None);
         }
-        let max_connections = listener.max_connections_per_client_address;
+        let max_connections =
+            listener.max_connections_per_client_address.min(self.total_limiter.max_of_one_address());
         self.address_limiter.try_acquire(ip, max_connections).map(Some).ok_or_else(|| {
             let message =
                 format!("this address has {max_connections} connections already, the most that it may have");
@@ -195,9 +190,8 @@ pub(crate) async fn read_head(
             let chunked_body_start = (coding == head::BodyCoding::Chunked).then_some(from + length);
             return Ok(ReadHead { bytes, chunked_body_start });
         }
-        if bytes.len() > MAX_HEAD_BYTES {
-            let message = format!("a request head may have at most {MAX_HEAD_BYTES} bytes");
-            return Err(HeadReadError::Refused(Refusal::new(RefusalReason::HeadersTooLarge, message)));
+        if bytes.len() > head::MAX_HEAD_BYTES {
+            return Err(HeadReadError::Refused(head::too_large_refusal()));
         }
         // The last three bytes may be the beginning of the CR LF CR LF that ends the head.
         searched_bytes = bytes.len().saturating_sub(3);
@@ -253,7 +247,9 @@ impl ServerApp for ConnectionHandler {
             Err(refusal) => {
                 // With TLS the client could read the refusal only after a handshake, which costs more than all
                 // that it may have.
-                if self.tls.is_none() {
+                if self.tls.is_none()
+                    && let Some(_permit) = self.total_limiter.refusals.try_acquire()
+                {
                     refuse_and_close(&mut stream, &refusal).await;
                 }
                 return None;
@@ -273,8 +269,13 @@ impl ServerApp for ConnectionHandler {
             };
             if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
                 // Pingora limits its frames and header lists, and `runner.rs` sets its idle timeout.
-                let stream = Http2HeadDeadline::new(stream, first_deadline, self.head_limit());
-                let stream = Http2ErrorCounter::new(Box::new(stream), self.malformed_requests());
+                let limits = Http2Limits {
+                    first_head_deadline: first_deadline,
+                    head_limit: self.head_limit(),
+                    idle_limit: self.active_config.load().gateway.timeouts.response_idle,
+                    memory: self.runner.empty_memory_reservation(Caller::Address(peer_ip(&stream))),
+                };
+                let stream = Http2Stream::new(stream, limits, self.malformed_requests());
                 return self.runner.process_new(Box::new(stream), shutdown).await;
             }
         } else {
@@ -313,6 +314,12 @@ impl ServerApp for ConnectionHandler {
             stream = ChunkedStream::unwrap_if_wrapped(stream)?;
         }
     }
+}
+
+/// The address of the other side; `None` if it has none.
+fn peer_ip(stream: &Stream) -> Option<IpAddr> {
+    let digest = stream.get_socket_digest()?;
+    digest.peer_addr()?.as_inet().map(SocketAddr::ip)
 }
 
 /// The length of the head in these bytes if it is complete, that is, ends with an empty line. A bare LF

@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::{error, warn};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::system_error::describe;
 
 /// Shortest time between two warnings about refused connections.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
+/// The most connections beyond a limit that wait for their clients to read why they are refused. They count nowhere else.
+const MAX_WAITING_REFUSALS: usize = 256;
 
 /// Counts the connections of one listener for each client address.
 #[derive(Clone, Debug)]
@@ -94,9 +96,27 @@ pub(in crate::proxy) fn warn_of_local_shortage(error: &io::Error) {
     error!("cannot connect to backends, which is no failure of theirs: {}", describe(error));
 }
 
+/// Lets some of the connections beyond a limit wait for their clients to read the refusal.
+#[derive(Debug)]
+pub(crate) struct RefusalLimiter(Semaphore);
+
+impl RefusalLimiter {
+    /// A limiter beside one of this many connections: those that are refused take few descriptors in comparison.
+    pub(crate) fn beside(max_connections: usize) -> Self {
+        Self(Semaphore::new((max_connections / 16).clamp(1, MAX_WAITING_REFUSALS)))
+    }
+
+    /// Permits one more to wait; `None` if it has to be closed at once.
+    pub(crate) fn try_acquire(&self) -> Option<SemaphorePermit<'_>> {
+        self.0.try_acquire().ok()
+    }
+}
+
 /// Counts all connections of clients, whatever their address.
 #[derive(Debug)]
 pub struct TotalConnectionLimiter {
+    /// For connections that are refused.
+    pub(crate) refusals: RefusalLimiter,
     permits: Arc<Semaphore>,
     max_connections: usize,
     last_warning_at: Mutex<Option<Instant>>,
@@ -107,7 +127,13 @@ impl TotalConnectionLimiter {
     pub fn new(max_connections: usize) -> Self {
         let max_connections = max_connections.min(Semaphore::MAX_PERMITS);
         let permits = Arc::new(Semaphore::new(max_connections));
-        Self { permits, max_connections, last_warning_at: Mutex::default() }
+        let refusals = RefusalLimiter::beside(max_connections);
+        Self { refusals, permits, max_connections, last_warning_at: Mutex::default() }
+    }
+
+    /// The most connections of one address, so that others are left some, whatever the configuration allows it.
+    pub(crate) fn max_of_one_address(&self) -> usize {
+        (self.max_connections - self.max_connections / 3).max(1)
     }
 
     /// Permits one more connection; `None` if there are too many.
@@ -131,6 +157,20 @@ impl TotalConnectionLimiter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_address_leaves_connections_to_others_and_refusals_leave_descriptors() {
+        for (max_connections, of_one_address, refusals) in
+            [(768, 512, 48), (393_216, 262_144, 256), (2, 2, 1), (1, 1, 1), (0, 1, 1)]
+        {
+            let limit = TotalConnectionLimiter::new(max_connections);
+            assert_eq!(limit.max_of_one_address(), of_one_address, "{max_connections}");
+            let permits: Vec<_> = std::iter::from_fn(|| limit.refusals.try_acquire()).collect();
+            assert_eq!(permits.len(), refusals, "{max_connections}");
+            drop(permits);
+            assert!(limit.refusals.try_acquire().is_some());
+        }
+    }
 
     #[test]
     fn connections_are_limited_for_each_address_separately() {

@@ -9,8 +9,13 @@ use pingora::http::RequestHeader;
 
 use crate::refusal::{Refusal, RefusalReason};
 
+/// Largest request head. The heads of SDKs have up to 2 KiB, plus up to 8 KiB for an access token of Entra
+/// ID.
+pub(super) const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Maximum number of header fields in a request.
 const MAX_FIELDS: usize = 100;
+/// What a field counts in HTTP/2 beside its name and value (RFC 9113, section 6.5.2).
+const HTTP2_FIELD_BYTES: usize = 32;
 
 /// Whether the body after a head is chunked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,10 +59,15 @@ pub fn check_head(head: &[u8]) -> Result<BodyCoding, Refusal> {
 /// Checks the header fields of an HTTP/2 request. Its framing is checked by h2.
 ///
 /// # Errors
-/// `bad_request`, or `headers_too_large` for too many fields.
+/// `bad_request`, or `headers_too_large` for too many or too large fields.
 pub(super) fn check_http2_fields(request: &RequestHeader) -> Result<(), Refusal> {
     if request.headers.len() > MAX_FIELDS {
         return Err(too_many_fields_refusal());
+    }
+    let field_bytes = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
+    let bytes: usize = field_bytes.map(|bytes| bytes + HTTP2_FIELD_BYTES).sum();
+    if request.raw_path().len() + bytes > MAX_HEAD_BYTES {
+        return Err(too_large_refusal());
     }
     for (name, display_name) in [
         (CONTENT_TYPE, "Content-Type"),
@@ -70,6 +80,12 @@ pub(super) fn check_http2_fields(request: &RequestHeader) -> Result<(), Refusal>
         }
     }
     Ok(())
+}
+
+/// The refusal of a head of more than [`MAX_HEAD_BYTES`].
+pub(super) fn too_large_refusal() -> Refusal {
+    let message = format!("a request head may have at most {MAX_HEAD_BYTES} bytes");
+    Refusal::new(RefusalReason::HeadersTooLarge, message)
 }
 
 fn too_many_fields_refusal() -> Refusal {

@@ -15,7 +15,7 @@ pub(crate) mod refusal_response;
 pub(super) mod request_body;
 pub(super) mod reset;
 pub(super) mod response_writer;
-mod stream;
+pub(super) mod stream;
 pub mod timeouts;
 pub mod tls;
 pub(super) mod websocket_handshake;

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::body_memory::MemoryReservation;
 use super::reset;
-use super::timeouts::UPLOAD_DRAIN_TIMEOUT;
+use super::timeouts::{UNREAD_GRACE, UPLOAD_DRAIN_TIMEOUT};
 use crate::gateway::ModelsAnswer;
 use crate::proxy::attempt::final_response;
 use crate::proxy::context::RequestContext;
@@ -23,9 +23,6 @@ const MAX_RECORD_WAIT: Duration = Duration::from_millis(20);
 
 /// Maximum bytes that are written together, except for a part that is larger itself.
 const MAX_WRITE_BYTES: usize = 64 * 1024;
-
-/// A response that the client has not taken for this long counts as held memory.
-const UNREAD_GRACE: Duration = Duration::from_secs(1);
 
 /// Refuses a request before any attempt. The connection stays open if possible.
 ///

@@ -12,6 +12,9 @@ use super::error::FramingError;
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Maximum number of header fields in a response.
 const MAX_FIELDS: usize = 128;
+/// Maximum number of interim responses before the final one. While they arrive without a pause, no deadline would be
+/// noticed.
+const MAX_INTERIM_HEADS: u8 = 32;
 
 /// The response to one request: interim heads, the final head and the body.
 #[derive(Debug, Default)]
@@ -19,6 +22,7 @@ pub(in crate::proxy) struct ResponseFraming {
     position: Position,
     /// The beginning of a head that has not arrived completely.
     partial_head: BytesMut,
+    interim_heads: u8,
 }
 
 #[derive(Debug, Default)]
@@ -88,7 +92,7 @@ impl ResponseFraming {
         if known == 0 {
             // Usually a head arrives whole, and is not copied.
             if let Some(length) = head_length(bytes, 0) {
-                self.end_head(check_head(bytes.get(..length).unwrap_or_default())?);
+                self.end_head(check_head(bytes.get(..length).unwrap_or_default())?)?;
                 return Ok(length);
             }
         }
@@ -96,7 +100,7 @@ impl ResponseFraming {
         // The last three bytes may be the beginning of the CR LF CR LF that ends the head.
         if let Some(length) = head_length(&self.partial_head, known.saturating_sub(3)) {
             let head = std::mem::take(&mut self.partial_head);
-            self.end_head(check_head(head.get(..length).unwrap_or_default())?);
+            self.end_head(check_head(head.get(..length).unwrap_or_default())?)?;
             return Ok(length.saturating_sub(known));
         }
         match () {
@@ -107,12 +111,19 @@ impl ResponseFraming {
         }
     }
 
-    fn end_head(&mut self, after: AfterHead) {
+    fn end_head(&mut self, after: AfterHead) -> Result<(), &'static str> {
         self.position = match after {
-            AfterHead::Head => Position::Head,
+            AfterHead::Head if self.interim_heads == MAX_INTERIM_HEADS => {
+                return Err("the response has too many interim responses");
+            }
+            AfterHead::Head => {
+                self.interim_heads += 1;
+                Position::Head
+            }
             AfterHead::ChunkedBody => Position::ChunkedBody(ChunkedBody::new()),
             AfterHead::Other => Position::Unchecked,
         };
+        Ok(())
     }
 }
 
@@ -306,6 +317,15 @@ mod tests {
             assert!(framing.ensure_well_formed().is_err());
             assert!(framing.check(b"0\r\n\r\n").is_err(), "it stays malformed");
         }
+    }
+
+    #[test]
+    fn interim_responses_are_limited() {
+        let interim = "HTTP/1.1 103 X\r\n\r\n";
+        let most = interim.repeat(usize::from(MAX_INTERIM_HEADS));
+        let response = format!("{most}HTTP/1.1 200 OK\r\n\r\n");
+        assert_eq!(well_formed_length(&response), response.len());
+        assert_eq!(well_formed_length(&format!("{most}{interim}")), most.len());
     }
 
     #[test]

@@ -66,23 +66,31 @@ fn is_stripped(name: &str) -> bool {
 }
 
 /// Whether this is the name of a header field with a credential, in any spelling: `api-key`, `x-api-key`,
-/// `APIKEY`, `Ocp-Apim-Subscription-Key`, `x-functions-key`, `Authorization`, `x-auth-token`. Each
-/// of them is the client's, for the balancer or for a proxy before it.
+/// `APIKEY`, `Ocp-Apim-Subscription-Key`, `x-functions-key`, `Authorization`, `x-auth-token`, `Helicone-Auth`,
+/// `x-client-secret`. Each of them is the client's, for the balancer or for a proxy before it.
 fn is_credential_name(name: &str) -> bool {
-    const ENDINGS: [&str; 9] = [
+    const ENDINGS: [&str; 16] = [
         "apikey",
         "subscriptionkey",
         "functionskey",
         "accesskey",
+        "masterkey",
         "authorization",
         "authtoken",
         "accesstoken",
+        "apitoken",
+        "bearertoken",
+        "sessiontoken",
         "securitytoken",
         "idtoken",
+        "secret",
+        "password",
+        "auth",
     ];
     // All of them end like this, and few other names do.
+    const LAST_LETTERS: [&str; 6] = ["key", "token", "authorization", "secret", "password", "auth"];
     let name = name.strip_suffix('s').unwrap_or(name);
-    if !name.ends_with("key") && !name.ends_with("token") && !name.ends_with("authorization") {
+    if !LAST_LETTERS.iter().any(|letters| name.ends_with(letters)) {
         return false;
     }
     let letters: SmallVec<[u8; 64]> = name.bytes().filter(|byte| *byte != b'-' && *byte != b'_').collect();
@@ -288,6 +296,13 @@ mod tests {
             "x-access-token",
             "x-amz-security-token",
             "x-authorization",
+            "x-api-token",
+            "x-session-token",
+            "x-master-key",
+            "helicone-auth",
+            "x-client-secret",
+            "x-secrets",
+            "x-password",
             "x-ms-token-aad-access-token",
             "x-ms-client-principal-id",
         ];

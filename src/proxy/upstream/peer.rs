@@ -34,6 +34,9 @@ const HTTP2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 /// Longest time that a request waits while another one connects. A healthy connection takes less, even
 /// with three round trips to another continent and a busy machine at either end.
 const CONNECT_TURN_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest time that a request waits while one after the other connects. Where all of them fail slowly, it would be the
+/// sum of their times. Long enough for a thousand requests on a busy machine.
+const MAX_CONNECT_TURN_WAIT: Duration = Duration::from_secs(30);
 
 /// A certificate file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -80,16 +83,19 @@ impl Http2ConnectGate {
         }
     }
 
-    /// Waits for a turn. `None` if the current one takes longer than [`CONNECT_TURN_TIMEOUT`]: a connection
-    /// that hangs must not delay other requests.
-    async fn acquire_turn(&self) -> Option<ConnectTurn> {
+    /// Waits for a turn. `None` if the current one takes longer than [`CONNECT_TURN_TIMEOUT`], because a connection
+    /// that hangs must not delay other requests, or all of them together longer than `max_wait`.
+    async fn acquire_turn(&self, max_wait: Duration) -> Option<ConnectTurn> {
         let turn = match Arc::clone(&self.turns).try_acquire_owned() {
             Ok(turn) => turn,
             Err(_) => {
                 let mut turn = pin!(Arc::clone(&self.turns).acquire_owned());
+                let began_at = Instant::now();
                 loop {
-                    match timeout(CONNECT_TURN_TIMEOUT, &mut turn).await {
+                    let left = max_wait.saturating_sub(began_at.elapsed());
+                    match timeout(CONNECT_TURN_TIMEOUT.min(left), &mut turn).await {
                         Ok(turn) => break turn.ok()?,
+                        Err(_) if began_at.elapsed() >= max_wait => return None,
                         Err(_) if self.lock_turn_start().elapsed() >= CONNECT_TURN_TIMEOUT => return None,
                         // Other requests have had their turns meanwhile, and none of them hangs.
                         Err(_) => {}
@@ -164,7 +170,7 @@ impl Peers {
         if http2_gate.speaks_http1_only.load(Ordering::Relaxed) {
             return None;
         }
-        http2_gate.acquire_turn().await
+        http2_gate.acquire_turn(MAX_CONNECT_TURN_WAIT).await
     }
 
     /// Records which protocol a backend chose, if it was offered HTTP/2.
@@ -253,4 +259,31 @@ pub(crate) fn tcp_keepalive(server: &config::ServerConfig) -> TcpKeepalive {
 pub(in crate::proxy) fn load_ca_certificates(path: &Path) -> Result<Box<[X509]>, CertificateFileError> {
     let to_error = |problem| CertificateFileError { path: path.to_owned(), problem };
     config::load_certificate_authorities(path).map_err(to_error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_does_not_wait_for_ever_while_others_have_their_turns() {
+        let gate = Arc::new(Http2ConnectGate::new());
+        let mut turn = gate.acquire_turn(MAX_CONNECT_TURN_WAIT).await;
+        assert!(turn.is_some());
+        let waiting = tokio::spawn({
+            let gate = Arc::clone(&gate);
+            async move { gate.acquire_turn(Duration::from_millis(200)).await.is_some() }
+        });
+        // Each turn is short, and the next one follows before the request has its own.
+        let others = async {
+            while !waiting.is_finished() {
+                *gate.lock_turn_start() = Instant::now();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), others).await.expect("it waits on");
+        assert!(!waiting.await.unwrap());
+        drop(turn.take());
+        assert!(gate.acquire_turn(Duration::ZERO).await.is_some(), "a turn that is free is had at once");
+    }
 }

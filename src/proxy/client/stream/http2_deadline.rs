@@ -9,40 +9,53 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use pingora::protocols::Stream;
-use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Sleep, sleep, sleep_until};
 
-use super::http2_frames::{CONTINUATION, END_HEADERS, FrameEvent, FrameReader, HEADERS};
-use crate::proxy::stream_wrapper::{delegate_async_write, delegate_stream_traits};
+use super::http2_frames::{CONTINUATION, END_HEADERS, FrameEvent, FrameHeader, FrameReader, HEADERS};
 
 /// RFC 9113, section 3.4: what a client sends before its first frame.
 const PREFACE_BYTES: usize = 24;
 
-/// A client's connection, the reads of which fail when a request head is too slow.
+/// The deadline of the head that a client's connection awaits.
 #[derive(Debug)]
-pub(in crate::proxy::client) struct Http2HeadDeadline {
-    inner: Stream,
+pub(super) struct HeadDeadline {
     frames: FrameTracker,
     head_limit: Duration,
+    /// How many heads were complete when the timer was set.
+    heads_at_timer: u64,
     /// Set while a head is awaited.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Http2HeadDeadline {
+impl HeadDeadline {
     /// The first head has to be complete at `first_deadline`, a later one within `head_limit`.
-    pub(in crate::proxy::client) fn new(
-        inner: Stream,
-        first_deadline: Instant,
-        head_limit: Duration,
-    ) -> Self {
+    pub(super) fn new(first_deadline: Instant, head_limit: Duration) -> Self {
         let timer = Some(Box::pin(sleep_until(first_deadline.into())));
-        Self { inner, frames: FrameTracker::default(), head_limit, timer }
+        Self { frames: FrameTracker::default(), head_limit, heads_at_timer: 0, timer }
     }
 
-    /// Sets the timer for the head that is now awaited, if any, and checks it.
-    fn check_deadline(&mut self, complete_heads_before: u64, cx: &mut Context<'_>) -> io::Result<()> {
-        if self.frames.complete_heads != complete_heads_before {
+    /// Takes the next bytes of the client. `on_frame` gets the frames that end in them.
+    pub(super) fn feed(&mut self, bytes: &[u8], on_frame: &mut impl FnMut(FrameHeader)) {
+        self.frames.feed(bytes, on_frame);
+    }
+
+    /// Checks the deadline of the first head. To be called while nothing is read, because the client takes nothing. A
+    /// later head may then be slow because it is not read.
+    ///
+    /// # Errors
+    /// If the head is too slow.
+    pub(super) fn check_first(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.frames.complete_heads == 0 { self.check(cx) } else { Ok(()) }
+    }
+
+    /// Sets the timer for the head that is now awaited, if any, and checks it. To be called whenever the connection
+    /// has been read.
+    ///
+    /// # Errors
+    /// If the head is too slow.
+    pub(super) fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.frames.complete_heads != self.heads_at_timer {
+            self.heads_at_timer = self.frames.complete_heads;
             self.timer = None;
         }
         if !self.frames.is_head_awaited() {
@@ -56,26 +69,6 @@ impl Http2HeadDeadline {
         }
     }
 }
-
-impl AsyncRead for Http2HeadDeadline {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let filled_before = buf.filled().len();
-        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
-        let complete_heads_before = self.frames.complete_heads;
-        if matches!(read, Poll::Ready(Ok(()))) {
-            self.frames.feed(buf.filled().get(filled_before..).unwrap_or_default());
-        }
-        self.check_deadline(complete_heads_before, cx)?;
-        read
-    }
-}
-
-delegate_async_write!(Http2HeadDeadline, inner);
-delegate_stream_traits!(Http2HeadDeadline, inner);
 
 /// Follows the frames of a client far enough to know whether a request head has begun and not ended. What is
 /// not HTTP/2 is left to h2, which closes the connection.
@@ -93,7 +86,7 @@ impl FrameTracker {
         self.is_in_head || self.complete_heads == 0
     }
 
-    fn feed(&mut self, bytes: &[u8]) {
+    fn feed(&mut self, bytes: &[u8], on_frame: &mut impl FnMut(FrameHeader)) {
         let preface = bytes.len().min(PREFACE_BYTES - self.preface_bytes);
         self.preface_bytes += preface;
         let (is_in_head, complete_heads) = (&mut self.is_in_head, &mut self.complete_heads);
@@ -105,6 +98,7 @@ impl FrameTracker {
                     *is_in_head = false;
                     *complete_heads += 1;
                 }
+                on_frame(frame);
             }
         });
     }
@@ -124,7 +118,7 @@ mod tests {
     fn state_after(bytes: &[u8]) -> (bool, u64) {
         let states = [1, 2, 7, bytes.len().max(1)].map(|size| {
             let mut frames = FrameTracker::default();
-            bytes.chunks(size).for_each(|piece| frames.feed(piece));
+            bytes.chunks(size).for_each(|piece| frames.feed(piece, &mut |_| ()));
             (frames.is_head_awaited(), frames.complete_heads)
         });
         assert!(states.iter().all(|state| *state == states[0]), "{states:?}");

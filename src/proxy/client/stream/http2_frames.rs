@@ -6,6 +6,7 @@ const HEADER_BYTES: usize = 9;
 const MAX_KEPT_PAYLOAD_BYTES: usize = 8;
 
 /// Types of frames (RFC 9113, section 6).
+pub(super) const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
 pub(super) const RST_STREAM: u8 = 3;
 pub(super) const GOAWAY: u8 = 7;
@@ -38,6 +39,8 @@ pub(super) struct FrameHeader {
     pub(super) flags: u8,
     /// The length of the payload.
     pub(super) length: usize,
+    /// The stream, 0 for the connection.
+    pub(super) stream_id: u32,
 }
 
 impl FrameReader {
@@ -61,9 +64,11 @@ impl FrameReader {
     }
 
     fn frame_header(&self) -> FrameHeader {
-        let [high, middle, low, frame_type, flags, ..] = self.header;
+        let [high, middle, low, frame_type, flags, stream @ ..] = self.header;
         let length = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
-        FrameHeader { frame_type, flags, length }
+        // The highest bit is reserved.
+        let stream_id = u32::from_be_bytes(stream) & (u32::MAX >> 1);
+        FrameHeader { frame_type, flags, length, stream_id }
     }
 }
 

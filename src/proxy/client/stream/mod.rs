@@ -3,6 +3,8 @@
 
 pub(super) mod chunked;
 pub(super) mod collected_writes;
-pub(super) mod http2_deadline;
-pub(super) mod http2_errors;
+pub(super) mod http2;
+mod http2_deadline;
+mod http2_errors;
 mod http2_frames;
+pub(in crate::proxy) mod http2_unread;

@@ -30,6 +30,7 @@ use crate::azure::request::socket_message::SocketMessage;
 use crate::azure::response::socket_event::is_socket_limit;
 use crate::gateway::OpenSocket;
 use crate::proxy::context::RequestContext;
+use crate::proxy::long_work::work_over;
 use crate::proxy::timer::Timer;
 use crate::proxy::websocket::frames::{Message, MessageReader, ReadError};
 use crate::refusal::{Refusal, RefusalReason};
@@ -220,7 +221,7 @@ impl SocketSession {
 
     async fn on_client_text(&mut self, text: Bytes) -> Flow {
         self.received_bytes += text.len() as u64;
-        let parsed = SocketMessage::parse(&text).map_err(|error| error.to_string());
+        let parsed = work_over(text.len(), || SocketMessage::parse(&text)).map_err(|error| error.to_string());
         let message = match parsed {
             Ok(message) if message.is_create || self.has_begun => message,
             Ok(_) => {
@@ -365,7 +366,7 @@ impl SocketSession {
         };
         unsent_messages.append(&mut self.late_messages);
         for HeldMessage { bytes, memory: _memory } in unsent_messages {
-            let Ok(message) = SocketMessage::parse(&bytes) else { continue };
+            let Ok(message) = work_over(bytes.len(), || SocketMessage::parse(&bytes)) else { continue };
             if let Flow::End = self.pass_on(&message, bytes).await {
                 return Flow::End;
             }

@@ -30,6 +30,7 @@ use crate::proxy::client::response_writer::flush_and_wait_for_record;
 use crate::proxy::client::timeouts::LAST_BYTES_TIMEOUT;
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_types::{ATTEMPTS_EXHAUSTED, CLIENT_GONE, RETRY_ELSEWHERE};
+use crate::proxy::long_work::work_over;
 use crate::proxy::timer::Timer;
 use crate::proxy::upstream::connection::RequestBodyAvailability;
 use crate::proxy::upstream::headers::{self, BodyFraming};
@@ -160,7 +161,8 @@ impl Turn {
             content_type: &context.request.content_type,
             is_compressed: false,
         };
-        let mut call = gateway.parse_requested_call(&Method::POST, &target, &body)?;
+        let parse = || gateway.parse_requested_call(&Method::POST, &target, &body);
+        let mut call = work_over(body.bytes.len(), parse)?;
         // A turn is a stream, though its message does not say so.
         call.wants_stream = Some(true);
         context.request.deployment.clone_from(&call.deployment);
