@@ -4,7 +4,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::block_in_place;
 
 /// Work over fewer bytes takes less than a millisecond or two.
-const MIN_LONG_WORK_BYTES: usize = 128 * 1024;
+const MIN_LONG_WORK_BYTES: usize = 512 * 1024;
 
 /// Does work over so many bytes. If it may take long, the other tasks of this thread go on elsewhere meanwhile.
 pub(super) fn work_over<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
