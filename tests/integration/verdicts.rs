@@ -477,7 +477,7 @@ async fn a_backend_that_has_no_such_model_in_its_own_words_is_skipped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn any_4xx_that_names_the_added_stream_options_is_repeated_without_them() {
-    for status in [400, 422] {
+    for status in [400, 401, 403, 404, 408, 422, 429] {
         let script = move |request: &RawRequest| {
             let names_options = String::from_utf8_lossy(&request.body).contains("stream_options");
             if names_options {

@@ -146,7 +146,7 @@ impl RetryState {
         let body = held.body_received_so_far();
         let verdict = self.judge(status, &body);
         // The client did not ask for usage. The balancer did, so it sends the request again without that.
-        let refuses_stream_options = is_about_body(status)
+        let refuses_stream_options = (400..500).contains(&status)
             && self.balancer_asks_for_usage()
             && verdict::mentions_stream_options(&body);
         // Before the attempt ends and with it its probe permit. A client error shows that the backend serves
@@ -365,9 +365,4 @@ fn is_operators_fault(verdict: Verdict, status: u16) -> bool {
         Verdict::UnsupportedByBackend => status == 403,
         _ => false,
     }
-}
-
-/// Whether a response of this status can be a complaint about a field of the body.
-fn is_about_body(status: u16) -> bool {
-    (400..500).contains(&status) && !matches!(status, 401 | 403 | 404 | 408 | 429)
 }
