@@ -48,6 +48,8 @@ macro_rules! delegate_stream_traits {
         #[async_trait::async_trait]
         impl pingora::protocols::Shutdown for $wrapper {
             async fn shutdown(&mut self) {
+                // What the wrapper still has is a part of what the other side is to get.
+                let _ = tokio::io::AsyncWriteExt::flush(&mut *self).await;
                 self.$inner.shutdown().await;
             }
         }

@@ -156,7 +156,7 @@ async fn the_429_of_throttled_backends_has_the_earliest_retry_after() {
     let (azure, balancer) = start_two_backends("").await;
     // The health of an unlisted deployment is kept only after its first successful response.
     assert_eq!(balancer.post_chat().await.status, 200);
-    let throttled = |ms| Mood::Throttled { retry_after_ms: Some(ms), retry_after: Some("86400".into()) };
+    let throttled = |ms| Mood::Throttled { retry_after_ms: Some(ms), retry_after: Some("3600".into()) };
     azure.set_mood("a", throttled(20_000));
     azure.set_mood("b", throttled(9_000));
     let response = balancer.post_chat().await;

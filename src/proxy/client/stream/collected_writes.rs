@@ -98,6 +98,10 @@ mod tests {
         stream.write_all(&long).now_or_never().unwrap().unwrap();
         let length = peer.read(&mut received).now_or_never().unwrap().unwrap();
         assert_eq!(received[..length], [b"head ", &*long].concat());
+        // The beginning of a response that breaks off.
+        stream.write_all(b"head").now_or_never().unwrap().unwrap();
+        pingora::protocols::Shutdown::shutdown(&mut *stream).now_or_never().unwrap();
+        assert_eq!(peer.read(&mut received).now_or_never().unwrap().unwrap(), 4);
     }
 
     #[test]
