@@ -50,7 +50,7 @@ macro_rules! delegate_stream_traits {
             async fn shutdown(&mut self) {
                 // What the wrapper still has is a part of what the other side is to get.
                 let _ = tokio::io::AsyncWriteExt::flush(&mut *self).await;
-                self.$inner.shutdown().await;
+                pingora::protocols::Shutdown::shutdown(&mut *self.$inner).await;
             }
         }
 

@@ -4,8 +4,9 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use futures::FutureExt as _;
 use pingora::protocols::Stream;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use crate::proxy::pending_bytes::PendingBytes;
 use crate::proxy::stream_wrapper::delegate_stream_traits;
@@ -24,6 +25,15 @@ pub(in crate::proxy::client) struct CollectedWrites {
 impl CollectedWrites {
     pub(in crate::proxy::client) fn wrap(inner: Stream) -> Stream {
         Box::new(Self { inner, pending: PendingBytes::default() })
+    }
+}
+
+impl Drop for CollectedWrites {
+    /// Writes what can be written at once, as Pingora's streams do: a client is to see that a response has broken off.
+    fn drop(&mut self) {
+        if !self.pending.is_empty() {
+            let _ = self.flush().now_or_never();
+        }
     }
 }
 
@@ -76,8 +86,7 @@ delegate_stream_traits!(CollectedWrites, inner);
 
 #[cfg(test)]
 mod tests {
-    use futures::FutureExt;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::io::{AsyncReadExt, duplex};
 
     use super::*;
 
@@ -101,6 +110,9 @@ mod tests {
         // The beginning of a response that breaks off.
         stream.write_all(b"head").now_or_never().unwrap().unwrap();
         pingora::protocols::Shutdown::shutdown(&mut *stream).now_or_never().unwrap();
+        assert_eq!(peer.read(&mut received).now_or_never().unwrap().unwrap(), 4);
+        stream.write_all(b"head").now_or_never().unwrap().unwrap();
+        drop(stream);
         assert_eq!(peer.read(&mut received).now_or_never().unwrap().unwrap(), 4);
     }
 
