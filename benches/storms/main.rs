@@ -40,7 +40,7 @@ use self::support::storms::{STORM_DEPLOYMENT, Storm, storm_clients_yaml};
 use self::support::{Balancer, CLIENT_KEY, instant_resource, simulated_backend_yaml};
 
 const STORM_WORKERS: usize = 16;
-/// Between two actions of a task: 800 a second at most.
+/// Between two actions of a task, on average: 800 a second at most.
 const STORM_PAUSE: Duration = Duration::from_millis(20);
 /// Before each event of a stream.
 const EVENT_INTERVAL: Duration = Duration::from_millis(20);
@@ -259,7 +259,8 @@ async fn act_again_and_again(storm: Storm, address: SocketAddr, kept: usize, act
         if kept_results.len() > kept {
             kept_results.pop_front();
         }
-        sleep(STORM_PAUSE).await;
+        // Not always the same: the tasks are not to act all at once.
+        sleep(STORM_PAUSE.mul_f64(2.0 * fastrand::f64())).await;
     }
 }
 

@@ -1,4 +1,4 @@
-//! A client's HTTP/2 connection, with what h2 and Pingora do not limit, nor tell of: the deadline of request heads, what
+//! A client's HTTP/2 connection, with what h2 and Pingora neither limit nor report: the deadline of request heads, what
 //! waits for a client that does not read, and the number of malformed requests.
 
 use std::io;

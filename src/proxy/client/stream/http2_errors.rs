@@ -1,7 +1,7 @@
 //! Recognizes what the engine refuses on an HTTP/2 connection by itself, before a request reaches the phases.
 //!
 //! h2 and Pingora answer malformed requests with a reset of the stream, a GOAWAY, or a head without any field
-//! but its status, and tell nobody. So the headers of the frames that they write are read.
+//! but its status, and report it nowhere. So the headers of the frames that they write are read.
 
 use super::http2_frames::{END_STREAM, FrameHeader, GOAWAY, HEADERS, RST_STREAM};
 
