@@ -103,7 +103,7 @@ pub struct RunningGateway {
 
 impl Drop for RunningGateway {
     fn drop(&mut self) {
-        // A program with counters for `make profile` writes them when it ends by itself.
+        // A program that was built to be profiled writes what it has counted when it ends by itself.
         self.signal(rustix::process::Signal::TERM);
         let deadline = Instant::now() + STOP_TIMEOUT;
         while matches!(self.child.try_wait(), Ok(None)) {
