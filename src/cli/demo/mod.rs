@@ -126,6 +126,7 @@ async fn run_until_stopped(story: impl Future<Output = ()>) {
         }
     };
     tokio::select! {
+        biased;
         () = stopped => log::set_max_level(LevelFilter::Off),
         () = story => {}
     }

@@ -21,6 +21,8 @@ pub(super) async fn tell_story(scenes: Scenes, step: Duration, palette: Palette,
                 printer.print("\nThe story begins again, in fewer words.\n".to_owned());
             }
             let scene = scenes.play(number).await;
+            // Not if the process is stopping, which may have broken off the requests.
+            scenes.caller.wait_until_ready().await;
             printer.print(scene_text(&scene, number, started.elapsed(), round == 1, palette));
         }
     }
