@@ -37,7 +37,7 @@ pub(super) struct RelatedProcesses {
     pub(super) exits_before_earlier_processes: AtomicBool,
     /// The successor to which this process has forwarded a stop. It is waited for.
     pub(super) successor_told_to_stop: OnceLock<ProcessSet>,
-    /// A successor that was still preparing when this process had to stop. It exits by itself; for a while it is waited
+    /// A successor that was still preparing when this process had to stop. It has got SIGTERM; for a while it is waited
     /// for, as the predecessors are.
     pub(super) abandoned_successor: OnceLock<ProcessSet>,
 }

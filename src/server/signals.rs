@@ -104,7 +104,7 @@ impl ShutdownSignalWatch for SignalHandler {
                 outcome = prepare_handover(predecessor, trigger, &mut requester, &mut control_commands) => outcome,
                 _ = terminate.recv() => {
                     if let Some(pid) = predecessor.started_pid() {
-                        let _ = self.related_processes.abandoned_successor.set(ProcessSet::from_pids(&[pid]));
+                        self.abandon_successor(pid);
                     }
                     return self.announce_stop_and_wait(&mut interrupt).await;
                 }
@@ -128,6 +128,7 @@ impl ShutdownSignalWatch for SignalHandler {
                 ));
                 return ShutdownSignal::GracefulUpgrade;
             }
+            predecessor.forget_started_pid();
             self.process_state.drains.cancel_handover();
             self.process_state.client_accounts.cancel_handover();
             self.process_state.bookings.cancel_handover();
@@ -163,6 +164,15 @@ impl SignalHandler {
         let release =
             move || process.release_state(report_homes, report_budgets, report_costs, report_bookings);
         let _ = spawn_blocking(release).await;
+    }
+
+    /// Ends a successor that does not serve yet, and has the exit of this process wait for that.
+    fn abandon_successor(&self, pid: u32) {
+        let _ = self.related_processes.abandoned_successor.set(ProcessSet::from_pids(&[pid]));
+        // It may be waiting for an answer of this process.
+        if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, ProcessSignal::TERM);
+        }
     }
 
     /// Makes readiness probes fail, and waits for the drain delay.

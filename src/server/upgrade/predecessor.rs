@@ -112,6 +112,12 @@ impl PredecessorRole {
         Some(self.started_pid.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
     }
 
+    /// Forgets the successor that was started last: it has not become one, and its id may soon be that of another
+    /// process.
+    pub fn forget_started_pid(&self) {
+        self.started_pid.store(0, Ordering::Relaxed);
+    }
+
     /// Starts a successor and hands over to it. Afterwards the successor waits for the sockets.
     /// It introduces itself through `commands`; progress is reported to `requester`.
     ///
