@@ -304,7 +304,7 @@ pub fn steps() -> Vec<Step> {
                     capture_policy,
                     &redaction,
                     step_fixture.gateway.process_state.recorder.metrics(),
-                    step_fixture.gateway.process_state.recorder.stored_usage(),
+                    step_fixture.gateway.process_state.recorder.stored_objects(),
                     pricing.as_ref(),
                 )
                 .write_json(&mut written);
@@ -488,6 +488,7 @@ fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -
         extracted_prompt: None,
         prompt_sample: None,
         usage_missing: None,
+        shown_end: None,
         captured_response: CapturedResponse::Buffered {
             has_usage: collected.has_usage(),
             body: collected,

@@ -40,7 +40,7 @@ pub mod shared_limits;
 mod shared_lines;
 mod shared_rests;
 mod shared_sends;
-pub mod stored_bookings;
+pub mod unfinished_objects;
 mod upstream_request;
 
 use std::sync::Arc;

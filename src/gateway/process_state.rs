@@ -21,7 +21,7 @@ use super::shared_homes::SharedHomes;
 use super::shared_limits::LimitReporter;
 use super::shared_rests::SharedRests;
 use super::shared_sends::SharedSends;
-use super::stored_bookings::{ReportBookings, StoredBookings};
+use super::unfinished_objects::{ReportObjects, UnfinishedObjects};
 use crate::admission::limits::ClientAccounts;
 use crate::config::RequestClass;
 use crate::credentials::Keyring;
@@ -61,8 +61,8 @@ pub struct ProcessState {
     pub budgets: BudgetBooks,
     /// What the responses to clients have cost, in memory until it gets a directory.
     pub costs: Arc<BudgetBooks>,
-    /// What is booked against budgets for background responses, until it can be corrected.
-    pub bookings: Arc<StoredBookings>,
+    /// Background responses whose end is not known.
+    pub unfinished_objects: Arc<UnfinishedObjects>,
     /// Requests in progress: from the parsed head until both the record and the response are finished.
     pub requests_in_flight: AtomicUsize,
     /// Requests whose record is finished.
@@ -118,8 +118,8 @@ impl ProcessState {
         let costs = Arc::new(BudgetBooks::of_costs());
         recorder.metrics().costs.keep_in(Arc::<BudgetBooks>::clone(&costs));
         let client_accounts = Arc::new(ClientAccounts::new(seconds_from));
-        let bookings = Arc::new(StoredBookings::new(&client_accounts));
-        recorder.stored_usage().keep_bookings_in(Arc::<StoredBookings>::clone(&bookings));
+        let unfinished_objects = Arc::new(UnfinishedObjects::new(&client_accounts));
+        recorder.stored_objects().keep_in(Arc::<UnfinishedObjects>::clone(&unfinished_objects));
         Self {
             health_registry: HealthRegistry::new(now),
             drains: Drains::default(),
@@ -133,7 +133,7 @@ impl ProcessState {
             homes,
             budgets: BudgetBooks::default(),
             costs,
-            bookings,
+            unfinished_objects,
             requests_in_flight: AtomicUsize::new(0),
             requests_finished: Arc::default(),
             shared: OnceLock::new(),
@@ -162,6 +162,7 @@ impl ProcessState {
         self.budgets.restore(&opened);
         self.costs.restore(&opened);
         self.rates_keeper.restore(&opened, &self.client_accounts, now);
+        self.unfinished_objects.restore(&opened);
         self.join_instances(opened.ok());
     }
 
@@ -174,6 +175,7 @@ impl ProcessState {
         self.budgets.restore(&opened);
         self.costs.restore(&opened);
         self.rates_keeper.take_over(&opened);
+        self.unfinished_objects.restore(&opened);
         self.join_instances(opened.ok());
     }
 
@@ -198,7 +200,7 @@ impl ProcessState {
             SharedRests::start(&shared, Arc::clone(&self.questions), Arc::clone(&self.queue), runtime);
         let _ = self.shared_rests.set(rests);
         let _ = self.shared_homes.set(SharedHomes::start(&shared.link, runtime));
-        self.bookings.share(&shared.link, runtime);
+        self.unfinished_objects.share(&shared.link, runtime);
         let _ = self.shared_sends.set(SharedSends::start(&shared, runtime));
         let _ = self.shared.set(shared);
     }
@@ -235,13 +237,13 @@ impl ProcessState {
 
     /// Releases the state directory for the successor. Afterwards this process reports learned homes with
     /// `report_homes`, once the successor no longer follows them, used budgets and costs with `report_budgets` and
-    /// `report_costs`, and what happens to background responses with `report_bookings`. It may wait for a file that is being written.
+    /// `report_costs`, and what happens to background responses with `report_objects`. It may wait for a file that is being written.
     pub fn release_state(
         &self,
         report_homes: ReportFunction,
         report_budgets: BudgetReport,
         report_costs: BudgetReport,
-        report_bookings: ReportBookings,
+        report_objects: ReportObjects,
     ) {
         self.leave_instances();
         self.drains.release_directory();
@@ -249,6 +251,7 @@ impl ProcessState {
         self.homes_keeper.release_directory(report_homes);
         self.budgets.release_directory(report_budgets);
         self.costs.release_directory(report_costs);
-        self.bookings.report_to_successor(report_bookings);
+        self.unfinished_objects.release_directory();
+        self.unfinished_objects.report_to_successor(report_objects);
     }
 }

@@ -343,6 +343,7 @@ impl RequestContext {
             extracted_prompt: None,
             prompt_sample: None,
             usage_missing: None,
+            shown_end: None,
             captured_response: details.captured_response,
             is_content_dropped: false,
         };

@@ -80,7 +80,7 @@ impl RecordAppender {
             policy,
             &redactor,
             &context.metrics,
-            &context.stored_usage,
+            &context.stored_objects,
             pricing.as_ref(),
         );
         if self.spool.is_some() {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::affinity::AffinityRecord;
 use super::client_headers::ClientHeaders;
+use super::shown_end::ShownEnd;
 use super::trace_context::{SpanId, TraceId};
 use crate::admission::client::Client;
 use crate::admission::limits::{LimitKey, Reservation};
@@ -280,6 +281,8 @@ pub struct FinishedExchange {
     pub prompt_sample: Option<Result<PromptSample, UsageMissing>>,
     /// Why its tokens could not be estimated.
     pub usage_missing: Option<UsageMissing>,
+    /// Whether it is the first one that shows the end of an object, if that was found out ahead of the record.
+    pub shown_end: Option<ShownEnd>,
     /// The response body.
     pub captured_response: CapturedResponse,
     /// Whether prompt and completion were dropped because records could not be written fast enough.
@@ -333,6 +336,7 @@ impl FinishedExchange {
             extracted_prompt: None,
             prompt_sample: None,
             usage_missing: None,
+            shown_end: None,
             captured_response: CapturedResponse::NotCaptured,
             is_content_dropped: false,
         }

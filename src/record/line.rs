@@ -4,6 +4,7 @@
 //! never 0 or "". The JSON is written by hand and not by serde because every request pays for it: names are
 //! constants, and most values are numbers or short words.
 
+use std::borrow::Cow;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -63,7 +64,7 @@ pub struct RecordLine<'a> {
     pub(super) spilled: Option<&'static str>,
     pub(super) finish_reason: Option<String>,
     pub(super) apim_request_id: Option<&'a str>,
-    pub(super) prompt: Option<String>,
+    pub(super) prompt: Option<Cow<'a, str>>,
     pub(super) completion: Option<String>,
     pub(super) content_cut: bool,
 }
@@ -364,7 +365,7 @@ mod tests {
             spilled: Some("throttled"),
             finish_reason: Some("stop".to_owned()),
             apim_request_id: None,
-            prompt: Some(text.to_owned()),
+            prompt: Some(text.into()),
             completion: None,
             content_cut: false,
         }

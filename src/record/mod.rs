@@ -26,12 +26,12 @@ pub mod redact;
 pub mod refusal_counts;
 pub mod render;
 mod settlement;
+pub mod shown_end;
 pub mod sink_check;
 pub mod sinks;
 pub mod spool;
 pub mod statistics;
-pub mod stored_bookings;
-pub mod stored_usage;
+pub mod stored_objects;
 #[cfg(test)]
 mod testing;
 mod text_ranges;
@@ -60,7 +60,7 @@ use self::metrics::Metrics;
 use self::redact::Redactor;
 use self::sinks::{jsonl, log_analytics};
 use self::spool::{Spool, SpoolView};
-use self::stored_usage::StoredUsage;
+use self::stored_objects::StoredObjects;
 use self::traces::TracesControl;
 use self::writer::{RecordQueue, WriteReceipt};
 use crate::config::{Config, JsonlConfig, SpoolConfig};
@@ -234,9 +234,9 @@ impl Recorder {
         self.queue.wake_writer();
     }
 
-    /// The stored objects whose tokens have not been counted.
-    pub fn stored_usage(&self) -> &StoredUsage {
-        self.queue.stored_usage()
+    /// The objects that have not ended.
+    pub fn stored_objects(&self) -> &StoredObjects {
+        self.queue.stored_objects()
     }
 
     /// The metrics of this process.

@@ -7,12 +7,12 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use super::cost::Pricing;
 use super::metrics::Metrics;
 use super::redact::Redactor;
-use super::stored_usage::StoredUsage;
+use super::stored_objects::StoredObjects;
 
 /// What all threads that make records need. A reload replaces the redactor and the prices.
 pub(super) struct RecordContext {
     pub(super) redactor: Arc<ArcSwap<Redactor>>,
     pub(super) pricing: Arc<ArcSwapOption<Pricing>>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) stored_usage: StoredUsage,
+    pub(super) stored_objects: StoredObjects,
 }

@@ -3,6 +3,8 @@
 //!
 //! All of this runs on the threads of the writer, not on those that serve requests.
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -16,7 +18,8 @@ use super::exchange::{
 use super::line::{RecordLine, to_millis};
 use super::metrics::Metrics;
 use super::redact::Redactor;
-use super::stored_usage::StoredUsage;
+use super::shown_end::ShownEnd;
+use super::stored_objects::StoredObjects;
 use super::token_estimate::TokenEstimator;
 use crate::azure::Operation;
 use crate::azure::request::prompt::PromptBeginning;
@@ -31,9 +34,6 @@ use crate::routing::spill::SpillReason;
 
 /// The log target of the access log. The default filter leaves it out; `RUST_LOG=access=info` enables it.
 const ACCESS_LOG_TARGET: &str = "access";
-
-/// A request body that is longer than the limit by no more than this is kept as it is.
-const MAX_UNCUT_BODY_EXCESS_BYTES: usize = 4 * 1024;
 
 /// How far beyond the limit a text is redacted before it is truncated. A match that crosses the limit is then
 /// found as a whole.
@@ -50,17 +50,20 @@ impl FinishedExchange {
         policy: CapturePolicy,
         redactor: &Redactor,
         metrics: &Metrics,
-        stored_usage: &StoredUsage,
+        stored_objects: &StoredObjects,
         pricing: Option<&Arc<Pricing>>,
     ) -> RecordLine<'_> {
         let operation = self.operation();
-        self.prepare_prompt(policy, redactor);
-        let prompt = self.extracted_prompt.take().filter(|_| policy.captures_prompt);
-        let is_prompt_truncated = prompt.as_ref().is_some_and(|prompt| prompt.is_truncated);
+        // What the record shows as it is in the body is not copied.
+        if self.extracted_prompt.is_some() || !redactor.is_empty() {
+            self.prepare_prompt(policy, redactor);
+        }
         let text_limit = policy.max_completion_bytes();
         let mut capture = std::mem::take(&mut self.captured_response).into_capture(operation, text_limit);
-        stored_usage.correct_booking(self, &capture, pricing);
-        stored_usage.keep_first_count(self, &mut capture);
+        let shown_end = self.shown_end.take().or_else(|| stored_objects.on_response(self, &capture, pricing));
+        if shown_end == Some(ShownEnd::NotCounted) {
+            capture.usage = None;
+        }
         let completion = capture
             .completion_text_with_cuts()
             .filter(|_| policy.captures_completion && !self.is_content_dropped);
@@ -70,10 +73,14 @@ impl FinishedExchange {
         let exceeds_limit = completion.as_ref().is_some_and(|completion| completion.is_truncated);
         let is_completion_truncated =
             exceeds_limit || (policy.captures_completion && capture.is_text_truncated());
-        let content_cut = self.is_content_dropped || is_prompt_truncated || is_completion_truncated;
-        let cost = pricing.map(|pricing| pricing.cost_of(self, &capture));
+        let cost = pricing.map(|pricing| match &shown_end {
+            Some(ShownEnd::First(deployment)) => {
+                pricing.cost_of_stored(&pricing.stored_response(self, &capture), deployment.as_ref())
+            }
+            Some(ShownEnd::NotCounted) | None => pricing.cost_of(self, &capture),
+        });
         let settled = self.settle_limits(capture.usage.as_ref(), capture.is_usage_estimated, cost);
-        stored_usage.keep_booking(self, &capture, settled.as_deref());
+        stored_objects.on_settled(self, &capture, settled.as_deref());
         metrics.record_exchange(self, capture.usage.as_ref(), cost);
         if log_enabled!(target: ACCESS_LOG_TARGET, Level::Info) {
             info!(target: ACCESS_LOG_TARGET, "{}", self.access_log_line(capture.usage.as_ref()));
@@ -81,6 +88,9 @@ impl FinishedExchange {
         let is_counted_later = self.makes_unfinished_object(&capture);
         let usage_missing = self.why_usage_is_missing(capture.usage.as_ref()).filter(|_| !is_counted_later);
         let usage = capture.usage.unwrap_or_default();
+        let (prompt, is_prompt_truncated) = self.recorded_prompt(policy, redactor).unzip();
+        let content_cut =
+            self.is_content_dropped || is_prompt_truncated == Some(true) || is_completion_truncated;
         RecordLine {
             time: rfc3339_micros(self.received_at),
             request_id: &self.request_id,
@@ -129,7 +139,7 @@ impl FinishedExchange {
             spilled: self.spilled.map(SpillReason::as_str),
             finish_reason: capture.finish_reason,
             apim_request_id: self.apim_request_id.as_deref(),
-            prompt: prompt.map(|prompt| prompt.text),
+            prompt,
             completion: completion.map(|completion| completion.text),
             content_cut,
         }
@@ -150,7 +160,7 @@ impl FinishedExchange {
                     .is_some_and(|request| request.body.len() > SLOW_TO_PARSE_BODY_BYTES))
     }
 
-    /// Shortens prompt and completion to what the record needs, so that the exchange can be queued. Called by
+    /// Shortens prompt and completion to about what the record needs, so that the exchange can be queued. Called by
     /// the thread that serves the request, so it takes time in proportion to the limits. The digest of binary
     /// data takes longer: a body with such data stays for [`FinishedExchange::prepare_content`]. If tokens have to
     /// be estimated, the body stays as well, unless `max_sample_bytes` returns a limit for a body of its length: then
@@ -170,11 +180,14 @@ impl FinishedExchange {
         }
         let Some(request) = self.captured_request.take().filter(|_| policy.captures_prompt) else { return };
         let limit = policy.max_buffered_text_bytes;
-        let beginning = (request.body.len() > limit.saturating_add(MAX_UNCUT_BODY_EXCESS_BYTES))
-            .then(|| prompt::prompt_beginning(&request.body, request.prompt_parts.as_ref()?, limit))
-            .flatten();
+        // A body that is not twice as long as its prompt, as far as the limit, is kept whole, which takes no copy.
+        let prompt_bytes = request.prompt_bytes().min(limit);
+        let max_uncut_bytes = prompt_bytes.saturating_mul(2).min(SLOW_TO_PARSE_BODY_BYTES).max(limit);
+        let beginning =
+            (request.body.len() > max_uncut_bytes).then(|| request.prompt_beginning(limit)).flatten();
         match beginning {
             Some(PromptBeginning { text, is_truncated }) => {
+                let text = text.into_owned();
                 self.extracted_prompt = Some(ExtractedPrompt { text, is_truncated, is_redacted: false });
             }
             None => self.captured_request = Some(request),
@@ -217,6 +230,30 @@ impl FinishedExchange {
         }
     }
 
+    /// The prompt as the record shows it, and whether a part of it was left out. One that has to be redacted is
+    /// prepared before.
+    fn recorded_prompt(&self, policy: CapturePolicy, redactor: &Redactor) -> Option<(Cow<'_, str>, bool)> {
+        if !policy.captures_prompt {
+            return None;
+        }
+        if let Some(prompt) = &self.extracted_prompt {
+            return Some((Cow::Borrowed(&prompt.text), prompt.is_truncated));
+        }
+        let request = self.captured_request.as_ref().filter(|_| redactor.is_empty())?;
+        let limit = policy.max_text_bytes;
+        let PromptBeginning { text, is_truncated } = match request.prompt_beginning(limit) {
+            Some(beginning) => beginning,
+            None => PromptBeginning { text: request.extract_prompt()?.text.into(), is_truncated: false },
+        };
+        // What replaces binary data may be longer than that.
+        if text.len() <= limit {
+            return Some((text, is_truncated));
+        }
+        let mut text = text.into_owned();
+        truncate_text(&mut text, limit);
+        Some((Cow::Owned(text), true))
+    }
+
     /// A line for the access log, without query and prompt.
     fn access_log_line(&self, usage: Option<&TokenUsage>) -> String {
         let absent = "-";
@@ -240,6 +277,16 @@ impl FinishedExchange {
 }
 
 impl CapturedRequest {
+    /// The length of the prompt in the body, as far as it is known.
+    fn prompt_bytes(&self) -> usize {
+        self.prompt_parts.iter().flatten().flatten().map(Range::len).sum()
+    }
+
+    /// The beginning of the prompt; `None` if it is known only when all of the body has been read.
+    fn prompt_beginning(&self, limit: usize) -> Option<PromptBeginning<'_>> {
+        prompt::prompt_beginning(&self.body, self.prompt_parts.as_ref()?, limit)
+    }
+
     /// The text of the prompt.
     fn extract_prompt(&self) -> Option<ExtractedPrompt> {
         let text = match multipart::boundary_parameter(&self.content_type) {

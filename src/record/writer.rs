@@ -22,7 +22,7 @@ use super::metrics::Metrics;
 use super::queue::{Charge, Dropped, ExchangeQueue, QueuedExchange};
 use super::record_context::RecordContext;
 use super::redact::Redactor;
-use super::stored_usage::StoredUsage;
+use super::stored_objects::StoredObjects;
 use super::token_estimate::TokenEstimator;
 
 /// About how many bytes are written at once.
@@ -81,7 +81,7 @@ pub(super) fn start_writer(
             redactor: Arc::clone(redactor),
             pricing: Arc::clone(pricing),
             metrics: Arc::clone(metrics),
-            stored_usage: StoredUsage::default(),
+            stored_objects: StoredObjects::default(),
         },
         dropped_records: AtomicU64::new(0),
         lightened_records: AtomicU64::new(0),
@@ -106,7 +106,8 @@ impl RecordQueue {
         policy: CapturePolicy,
     ) -> Option<WriteReceipt> {
         exchange.shorten_content(policy, |body_bytes| self.shared.queue.max_sample_bytes(body_bytes));
-        let is_slow = exchange.is_slow_to_render(policy);
+        let objects = &self.shared.context.stored_objects;
+        let is_slow = exchange.is_slow_to_render(policy) || objects.may_wait_for_decision(&exchange);
         let (written_sender, receipt) = if self.shared.writes_records {
             let (written_sender, receipt) = oneshot::channel();
             (Some(written_sender), Some(receipt))
@@ -130,9 +131,9 @@ impl RecordQueue {
         }
     }
 
-    /// The stored objects whose tokens have not been counted.
-    pub fn stored_usage(&self) -> &StoredUsage {
-        &self.shared.context.stored_usage
+    /// The objects that have not ended.
+    pub fn stored_objects(&self) -> &StoredObjects {
+        &self.shared.context.stored_objects
     }
 
     /// The exchanges whose records are not written yet.
@@ -219,10 +220,14 @@ fn prepare_slow_records(shared: &SharedWriterState, writer: &Thread) {
             }
         };
         let max_tokenized_bytes = max_tokenized_bytes(shared.queue.slow_count());
-        let (policy, redactor) = (queued.policy, shared.context.redactor.load());
+        let RecordContext { redactor, pricing, stored_objects, .. } = &shared.context;
+        let (policy, redactor) = (queued.policy, redactor.load());
         // A panic of a parser over a client's text must not end all recording.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             queued.exchange.prepare_content(policy, &redactor, &mut estimator, max_tokenized_bytes);
+            if stored_objects.may_wait_for_decision(&queued.exchange) {
+                queued.exchange.look_for_shown_end(stored_objects, pricing.load().as_ref());
+            }
         }));
         if outcome.is_err() {
             // Dropping content samples the prompt of a kept body: the parser must not read this one again.

@@ -163,7 +163,7 @@ pub(super) fn close_recorder(process: &ProcessState) {
     process.homes_keeper.close();
     process.recorder.shut_down();
     // After the last records, with which limits are settled.
-    process.bookings.close();
+    process.unfinished_objects.close();
     process.budgets.close();
     process.costs.close();
     process.rates_keeper.close(&process.client_accounts, Instant::now());

@@ -29,11 +29,11 @@ use super::config_manager::ConfigManager;
 use super::notify;
 use super::shutdown::RelatedProcesses;
 use super::upgrade::{
-    ControlChannel, ControlCommand, HandoverError, PredecessorRole, ProcessSet, accept_stop, report_bookings,
-    report_budgets, report_costs, report_homes, tell_successor_to_stop, wait_for_serving_and_report,
+    ControlChannel, ControlCommand, HandoverError, PredecessorRole, ProcessSet, accept_stop, report_budgets,
+    report_costs, report_homes, report_objects, tell_successor_to_stop, wait_for_serving_and_report,
 };
 use crate::gateway::ProcessState;
-use crate::gateway::stored_bookings::BookingReport;
+use crate::gateway::unfinished_objects::ObjectReport;
 use crate::state::budget_log::BudgetEntry;
 use crate::system_error::describe;
 
@@ -131,7 +131,7 @@ impl ShutdownSignalWatch for SignalHandler {
             predecessor.forget_started_pid();
             self.process_state.drains.cancel_handover();
             self.process_state.client_accounts.cancel_handover();
-            self.process_state.bookings.cancel_handover();
+            self.process_state.unfinished_objects.cancel_handover();
             self.background_runtime.spawn(wait_for_serving_and_report(requester, outcome));
         }
     }
@@ -158,11 +158,11 @@ impl SignalHandler {
         let report_budgets =
             Box::new(move |additions: &[BudgetEntry]| report_budgets(&budgets_path, additions));
         let report_costs = Box::new(move |additions: &[BudgetEntry]| report_costs(&costs_path, additions));
-        let bookings_path = upgrade_socket_path.to_owned();
-        let report_bookings = Box::new(move |report: &BookingReport| report_bookings(&bookings_path, report));
+        let objects_path = upgrade_socket_path.to_owned();
+        let report_objects = Box::new(move |report: &ObjectReport| report_objects(&objects_path, report));
         // It may wait for a file that is being written.
         let release =
-            move || process.release_state(report_homes, report_budgets, report_costs, report_bookings);
+            move || process.release_state(report_homes, report_budgets, report_costs, report_objects);
         let _ = spawn_blocking(release).await;
     }
 

@@ -314,6 +314,18 @@ async fn slow_heads_and_bodies_time_out_and_large_heads_are_rejected() {
     let response = slow_client.read_response().await;
     assert_eq!((response.status, response.error_code().as_str()), (408, "request_timeout"));
 
+    // An empty line after a body does not begin a head.
+    let mut idle_client = balancer.connect().await;
+    let length = CHAT_BODY.len().to_string();
+    let head =
+        Client::request_head("POST", CHAT_TARGET, &[("api-key", CLIENT_KEY), ("Content-Length", &length)]);
+    idle_client.send(format!("{head}{CHAT_BODY}\r\n").as_bytes()).await;
+    assert_eq!(idle_client.read_response().await.status, 200);
+    let told = tokio::time::timeout(Duration::from_millis(600), idle_client.is_closed()).await;
+    assert!(told.is_err(), "expected no 408 within twice the time of a head");
+    idle_client.send(format!("{head}{CHAT_BODY}").as_bytes()).await;
+    assert_eq!(idle_client.read_response().await.status, 200);
+
     let mut large_head_client = balancer.connect().await;
     large_head_client
         .try_send(format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}", "y".repeat(70_000)).as_bytes())
@@ -323,7 +335,7 @@ async fn slow_heads_and_bodies_time_out_and_large_heads_are_rejected() {
     let mut large_head_client = balancer.connect().await;
     large_head_client.send(format!("GET / HTTP/1.1\r\nHost: x\r\n{many_headers}\r\n").as_bytes()).await;
     assert_eq!(large_head_client.read_response().await.status, 431);
-    assert_eq!(azure.request_count("a"), 0);
+    assert_eq!(azure.request_count("a"), 2);
 }
 
 #[tokio::test]

@@ -7,6 +7,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use regex::Regex;
+
 const HASH_PLACEHOLDER: &str = "REPLACE-ME: output of aoai-lb keys new";
 
 fn root() -> &'static Path {
@@ -221,17 +223,60 @@ fn commands_and_their_options_exist() {
     assert_eq!(unknown, Vec::<String>::new());
 }
 
-#[test]
-fn every_field_of_a_record_is_described() {
+/// The columns of the table in Log Analytics, which are the fields of a record (`log_analytics.rs` compares them).
+fn record_fields() -> Vec<String> {
     let columns = std::fs::read_to_string(root().join("conf/azure/log-analytics.bicep")).unwrap();
-    let page = std::fs::read_to_string(root().join("docs/records.md")).unwrap();
-    let fields: Vec<&str> = columns
+    let fields: Vec<String> = columns
         .lines()
         .filter_map(|line| line.trim().strip_prefix("{ name: '")?.split('\'').next())
         .filter(|name| name.starts_with(char::is_lowercase))
+        .map(str::to_owned)
         .collect();
     assert!(fields.len() > 40, "{fields:?}");
-    let missing: Vec<&&str> = fields.iter().filter(|field| !page.contains(&format!("`{field}`"))).collect();
+    fields
+}
+
+/// What a query names besides columns: operators, types and units, a counter, and the table with the columns that the service
+/// adds.
+const KQL_WORDS: &str = "let where project extend summarize lookup kind leftouter on by order top desc asc and or in \
+    mv expand with_itemindex render timechart string real null m d h e6 n AoaiExchanges_CL TimeGenerated";
+
+#[test]
+fn the_queries_name_fields_of_records() {
+    let (fields, words) = (record_fields(), KQL_WORDS.split(' ').collect::<Vec<_>>());
+    let queries = std::fs::read_to_string(root().join("conf/azure/queries.kql")).unwrap();
+    // Names of columns that are reserved words are in brackets; other texts are values.
+    let queries = Regex::new(r#"\["(\w+)"\]"#).unwrap().replace_all(&queries, "$1");
+    let queries = Regex::new(r#"//.*\n|"[^"]*""#).unwrap().replace_all(&queries, "");
+    let name = Regex::new(r"(\.?)\b([A-Za-z_]\w*)\b( *[(=:]?=?)").unwrap();
+    let mut unknown = Vec::new();
+    for query in queries.split("\n\n") {
+        let names: Vec<_> = name.captures_iter(query).map(|found| found.extract::<3>().1).collect();
+        // Functions, and names that the query gives.
+        let is_given = |after: &str| matches!(after.trim(), "=" | ":");
+        let given: Vec<&str> =
+            names.iter().filter(|[.., after]| is_given(after)).map(|[_, name, _]| *name).collect();
+        let columns = names.iter().filter(|[_, name, after]| !after.ends_with('(') && !given.contains(name));
+        for [dot, name, _] in columns {
+            let is_known = match *dot {
+                "" => words.contains(name) || fields.iter().any(|field| field == name),
+                _ => ["backend", "status", "error", "ms", "retry_after_ms"].contains(name),
+            };
+            if !is_known {
+                unknown.push(format!("{dot}{name}"));
+            }
+        }
+    }
+    assert_eq!(unknown, Vec::<String>::new());
+    let about_money = ["cost", "service_tier", "cache_write_tokens", "usage_missing", "spilled"];
+    assert!(about_money.iter().all(|field| queries.contains(field)));
+}
+
+#[test]
+fn every_field_of_a_record_is_described() {
+    let page = std::fs::read_to_string(root().join("docs/records.md")).unwrap();
+    let fields = record_fields();
+    let missing: Vec<&String> = fields.iter().filter(|field| !page.contains(&format!("`{field}`"))).collect();
     assert!(missing.is_empty(), "docs/records.md does not describe {missing:?}");
 }
 

@@ -48,10 +48,24 @@ async fn start_with_expired_cooldown(mood_after_cooldown: Mood) -> (Simulator, A
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_single_request_probes_a_backend_after_its_cooldown() {
-    let (azure, balancer) = start_with_expired_cooldown(throttled(60_000)).await;
-    let outcomes = post_chats_concurrently(&balancer, 40).await;
-    assert!(outcomes.iter().all(|(status, name)| *status == 200 && name == "east"), "{outcomes:?}");
-    assert_eq!(azure.request_count("ptu"), 2, "expected one request to probe ptu and be refused");
+    let mut was_quick = false;
+    for _ in 0..20 {
+        let (azure, balancer) = start_with_expired_cooldown(throttled(60_000)).await;
+        let outcomes = post_chats_concurrently(&balancer, 40).await;
+        assert!(outcomes.iter().all(|(status, name)| *status == 200 && name == "east"), "{outcomes:?}");
+        // A probe counts as accepted after 100 ms: on a busy machine its refusal may take longer.
+        let records = balancer.wait_for_records(41).await;
+        let attempts = records.iter().flat_map(|record| record["attempts"].as_array().unwrap());
+        if attempts
+            .filter(|attempt| attempt["backend"] == "ptu")
+            .all(|attempt| attempt["ms"].as_u64() < Some(80))
+        {
+            assert_eq!(azure.request_count("ptu"), 2, "expected one request to probe ptu and be refused");
+            was_quick = true;
+            break;
+        }
+    }
+    assert!(was_quick, "the refusal of the probe always took long");
     // After a successful probe all requests are admitted.
     let (_azure, balancer) = start_with_expired_cooldown(Mood::Calm).await;
     assert_eq!(answering_backend(&balancer.post_chat().await), "ptu");

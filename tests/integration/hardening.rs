@@ -365,17 +365,28 @@ async fn pipelined_bytes_do_not_lose_the_current_response() {
     let request =
         Client::request_head("POST", CHAT_TARGET, &[("api-key", CLIENT_KEY), ("Content-Length", &length)])
             + CHAT_BODY;
-    for extra_yaml in ["\r\n", &request] {
+    for later in ["\r\n", &request] {
         let hits = azure.request_count("a");
         let mut client = balancer.connect().await;
         client.send(request.as_bytes()).await;
         wait_until("the request reaches the backend", || azure.request_count("a") > hits).await;
-        client.send(extra_yaml.as_bytes()).await;
+        client.send(later.as_bytes()).await;
         let response = client.read_response().await;
         assert_eq!((response.status, response.is_complete), (200, true));
         assert_eq!(response.header("connection").map(str::to_lowercase).as_deref(), Some("close"));
         assert!(client.is_closed().await);
     }
+    // What came in one read with the request is answered in its turn, and does not hide that the client disconnects.
+    let mut client = balancer.connect().await;
+    client.send(format!("{request}\r\n{request}").as_bytes()).await;
+    assert_eq!((client.read_response().await.status, client.read_response().await.status), (200, 200));
+    client.send(request.as_bytes()).await;
+    assert_eq!(client.read_response().await.status, 200);
+    azure.set_mood("a", Mood::SlowFirstByte(Duration::from_secs(600)));
+    client.send(format!("{request}\r\n").as_bytes()).await;
+    balancer.wait_for_status("the request is served", |status| status["in_flight"] == 1).await;
+    drop(client);
+    balancer.wait_for_status("the disconnect is seen", |status| status["in_flight"] == 0).await;
 }
 
 #[tokio::test]

@@ -421,11 +421,11 @@ async fn a_thousand_streams_share_ten_connections() {
     let chats = chain.azure.received_requests("a").into_iter().filter(|request| request.method == "POST");
     assert_eq!(chats.count(), 1_000);
     chain.azure.set_mood("a", Mood::Calm);
-    // Further requests reuse the connections.
+    // Further requests reuse the connections; one may have ended meanwhile.
     for client in &clients {
         assert_eq!(client.post(CHAT_TARGET, CHAT_BODY.as_bytes()).await.status, 200);
     }
-    assert_eq!(chain.connections.load(Ordering::Relaxed), connections_used);
+    assert!(chain.connections.load(Ordering::Relaxed) <= connections_used + 1);
     let records = chain.front.wait_for_records(1_020).await;
     assert!(records.iter().all(|record| record["outcome"] == "answered" && record["attempts"][1].is_null()));
 }

@@ -94,6 +94,7 @@ mod states;
 mod status_all;
 mod status_command;
 mod stored_budgets;
+mod stored_tokens;
 mod storms;
 mod streaming;
 mod text;

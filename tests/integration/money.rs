@@ -271,9 +271,10 @@ async fn a_background_response_costs_once_in_the_record_that_shows_its_end() {
         complete_response(200, "Content-Type: application/json", &body)
     })
     .await;
-    let prices = "prices: { currency: USD, rows: [ { model: m, input: 1000, output: 1000 } ] }\n";
+    // Only the request that makes the response names the deployment.
+    let prices = "prices: { currency: USD, rows: [ { deployment: d, input: 1000, output: 1000 } ] }\n";
     let balancer = Balancer::start(&upstream.backend_yaml("a"), prices).await;
-    let created = post(&balancer, RESPONSES, &json!({"model": "m", "input": "x", "background": true})).await;
+    let created = post(&balancer, RESPONSES, &json!({"model": "d", "input": "x", "background": true})).await;
     assert_eq!(created.status, 200, "{}", created.text());
     let key = [("api-key", CLIENT_KEY)];
     for _ in 0..3 {

@@ -301,6 +301,39 @@ async fn redacted_text_is_never_written() {
     }
 }
 
+#[tokio::test]
+async fn no_prompt_is_longer_than_the_limit() {
+    const LIMIT: usize = 300;
+    let azure = start_simulator(&["a"]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().display();
+    let record_block = format!(
+        "record: {{ content_limit: {LIMIT}B, jsonl: {{ path: {path}/records.jsonl }}, spool: {{ path: {path}/spool }} }}"
+    );
+    let mut balancer = Balancer::start(&all_backends_yaml(&azure), &record_block).await;
+    // What replaces data can be longer than the data.
+    let data_urls = [r#""data:a/,""#; 20].join(",");
+    let messages = [
+        (format!(r#"[{{"role":"user","content":"{}"}}]"#, "a".repeat(LIMIT / 2)), false),
+        (format!(r#"[{{"role":"user","content":"{}"}}]"#, "é".repeat(LIMIT)), true),
+        (format!(r#"[{{"role":"user","content":"hi","x":[{data_urls}]}}]"#), true),
+    ];
+    for (messages, _) in &messages {
+        let body = format!(r#"{{"messages":{messages}}}"#);
+        let response = balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body.as_bytes()).await;
+        assert_eq!(response.status, 200);
+    }
+    assert_eq!(balancer.stop().await, 0);
+    let records = read_all_records(directory.path());
+    assert_eq!(records.len(), messages.len());
+    for (record, (messages, is_cut)) in records.iter().zip(messages) {
+        let prompt = record["prompt"].as_str().unwrap();
+        assert_eq!((prompt == messages, prompt.len() >= LIMIT - 1), (!is_cut, is_cut), "{record:#}");
+        assert!(prompt.len() <= LIMIT, "{record:#}");
+        assert!(!is_cut || record["content_cut"] == true, "{record:#}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn records_distinguish_provisioned_spilled_over_and_cached_responses() {
     let response_with_usage = |is_spilled_over: bool, cached_tokens: u32| {
@@ -430,74 +463,4 @@ async fn two_hundred_concurrent_streams_are_captured_completely() {
         assert_eq!(record["usage_source"], "reported");
         assert_eq!(record["response_bytes"], response.body.len());
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn tokens_of_a_stored_response_are_counted_once_however_often_it_is_fetched() {
-    const DONE: &str =
-        r#""status":"completed","usage":{"input_tokens":100,"output_tokens":50,"total_tokens":150}"#;
-    let polls = std::sync::atomic::AtomicUsize::new(0);
-    let upstream = support::upstream::ScriptedUpstream::start(move |request| {
-        let is_background = String::from_utf8_lossy(&request.body).contains("background");
-        let is_stored = request.head.contains("/resp_made");
-        let state = match () {
-            () if is_background => r#""status":"queued","usage":null"#,
-            // The background response has ended at the third look.
-            () if request.head.starts_with("GET") && !is_stored => {
-                match polls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
-                    ..2 => r#""status":"in_progress","usage":null"#,
-                    _ => DONE,
-                }
-            }
-            () => DONE,
-        };
-        let id =
-            if is_stored || !is_background && request.head.starts_with("POST") { "made" } else { "later" };
-        let body = format!(r#"{{"id":"resp_{id}","object":"response","model":"m","output":[],{state}}}"#);
-        support::upstream::complete_response(200, "Content-Type: application/json", &body)
-    })
-    .await;
-    let other_client =
-        format!("  - name: other\n    keys: [ {{ sha256: {} }} ]\n", support::sha256_hex("key-of-other"));
-    let clients = support::clients_yaml() + &other_client;
-    let mut balancer = Balancer::start_with_clients(&upstream.backend_yaml("a"), &clients, "").await;
-    let key = [("api-key", CLIENT_KEY)];
-    let create = r#"{"model":"m","input":"x"}"#;
-    let create_in_background = r#"{"model":"m","input":"x","background":true}"#;
-    for body in [create, create_in_background] {
-        let response = balancer.post("/openai/v1/responses", &key, body.as_bytes()).await;
-        assert_eq!(response.status, 200, "{}", response.text());
-    }
-    let get_with = async |balancer: &Balancer, id: &str, key: &str| {
-        let target = format!("/openai/v1/responses/resp_{id}");
-        assert_eq!(balancer.connect().await.get(&target, &[("api-key", key)]).await.status, 200);
-    };
-    let get = async |balancer: &Balancer, id: &str| get_with(balancer, id, CLIENT_KEY).await;
-    get(&balancer, "made").await;
-    get(&balancer, "later").await;
-    // What has not been counted is handed over.
-    let output = balancer.run_upgrade_command().await;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    balancer.wait_until_single_process().await;
-    get(&balancer, "later").await;
-    // Its end, seen by another client first: the tokens are not that one's.
-    get_with(&balancer, "later", "key-of-other").await;
-    for id in ["later", "later", "made"] {
-        get(&balancer, id).await;
-    }
-    let records = balancer.wait_for_records(9).await;
-    let counted: Vec<_> = records
-        .iter()
-        .map(|record| (record["method"].as_str().unwrap(), record["input_tokens"].as_u64()))
-        .collect();
-    let none = ("GET", None);
-    assert_eq!(
-        counted,
-        [("POST", Some(100)), ("POST", None), none, none, none, none, ("GET", Some(100)), none, none]
-    );
-    assert!(
-        records
-            .iter()
-            .all(|record| (record["usage_source"] == "reported") == record["total_tokens"].is_u64())
-    );
 }

@@ -108,6 +108,7 @@ async fn chunked_bodies_and_expect_100_continue_fail_over() {
     let request = azure.received_requests("a").pop().unwrap();
     assert_eq!(digest(&request.body.clone().unwrap()), digest(&body));
     assert!(request.header("expect").is_none());
+    assert_eq!(client.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], &body).await.status, 200);
 }
 
 #[tokio::test]
@@ -135,7 +136,7 @@ async fn bodies_are_limited_individually_and_in_total() {
     assert_eq!(client.read_response().await.error_code(), "body_too_large");
     assert_eq!(azure.request_count("a"), 0);
     // A buffered body counts against `body_memory`, which all requests share.
-    azure.set_mood("a", Mood::SlowFirstByte(Duration::from_secs(2)));
+    azure.set_mood("a", Mood::SlowFirstByte(Duration::from_secs(600)));
     let held_body = large_chat_body(None, 60 << 10);
     let head = Client::request_head(
         "POST",
@@ -149,8 +150,19 @@ async fn bodies_are_limited_individually_and_in_total() {
     let response = balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], &held_body).await;
     assert_eq!((response.status, response.error_code().as_str()), (503, "overloaded"));
     assert!(response.header("retry-after").is_some());
-    assert_eq!(first.read_response().await.status, 200);
+    // One that is refused in the middle of its body is read to its end, so that its connection stays in step.
+    let mut second = balancer.connect().await;
+    let (refused_part, rest) = held_body.split_at(50 << 10);
+    second.send(head.as_bytes()).await;
+    second.send(refused_part).await;
+    assert_eq!(second.read_response().await.error_code(), "overloaded");
+    second.send(rest).await;
+    drop(first);
+    balancer.wait_for_status("the first body is released", |status| status["in_flight"] == 0).await;
     azure.set_mood("a", Mood::Calm);
+    second.send(head.as_bytes()).await;
+    second.send(&held_body).await;
+    assert_eq!(second.read_response().await.status, 200);
     assert_eq!(
         balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], &held_body).await.status,
         200,

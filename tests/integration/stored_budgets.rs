@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 use support::redis_server::RedisServer;
 use support::upstream::{RawRequest, ScriptedUpstream, complete_response};
-use support::{Balancer, CLIENT_KEY, Client, Response, poll, send_signal_to, sha256_hex, wait_until};
+use support::{
+    Balancer, CLIENT_KEY, Client, Response, poll, send_signal_to, sha256_hex, wait_until, wait_until_async,
+};
 
 const RESPONSES: &str = "/openai/v1/responses";
 const OTHER_KEY: &str = "key-of-other";
@@ -145,6 +147,25 @@ async fn get(balancer: &Balancer, name: &str) {
     get_with(&mut balancer.connect().await, name, CLIENT_KEY).await;
 }
 
+/// Reads a response, and returns the tokens and the cost of the record: an array, or `null` if it has none of them.
+async fn read(balancer: &Balancer, name: &str) -> Value {
+    let response = get_with(&mut balancer.connect().await, name, CLIENT_KEY).await;
+    counted_in_record(balancer, &response).await
+}
+
+async fn counted_in_record(balancer: &Balancer, response: &Response) -> Value {
+    let id = response.header("x-aoai-lb-request-id").unwrap();
+    let record = poll("the read is recorded", async || {
+        let mut records = balancer.records().into_iter();
+        records.find(|record| record["request_id"] == id).ok_or("no record")
+    })
+    .await;
+    match (&record["total_tokens"], &record["cost"]) {
+        (Value::Null, Value::Null) => Value::Null,
+        (tokens, cost) => json!([tokens, cost]),
+    }
+}
+
 /// All limits of [`LIMITS`], if the rate counts `rate` tokens and the budgets `tokens`.
 fn all_limits(rate: u64, tokens: u64) -> [f64; 7] {
     let (rate, tokens) = (rate as f64, tokens as f64);
@@ -219,7 +240,7 @@ async fn a_client_whose_budget_is_used_up_by_an_estimate_reads_the_end_and_goes_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn corrections_outlive_a_kill_and_what_was_booked_last_counts_as_estimated() {
+async fn corrections_and_what_has_not_ended_outlive_a_kill() {
     let mut fixture = Fixture::start(1, "tokens_per_day: 100000", "").await;
     for name in ["1", "2"] {
         create(fixture.first(), name).await;
@@ -228,20 +249,26 @@ async fn corrections_outlive_a_kill_and_what_was_booked_last_counts_as_estimated
     fixture.end("1", "completed", 20, 5);
     get(fixture.first(), "1").await;
     let saved = fixture.first().path("state/budgets.log");
-    let refund = format!("\"day_refunds\":{{\"tokens\":{}}}", estimate - 25);
-    wait_until("it is saved", || std::fs::read_to_string(&saved).is_ok_and(|text| text.contains(&refund)))
+    let wait_until_saved = async |used: u64| {
+        let refund = format!("\"day_refunds\":{{\"tokens\":{}}}", 2 * estimate - used);
+        wait_until("it is saved", || {
+            std::fs::read_to_string(&saved).is_ok_and(|text| text.contains(&refund))
+        })
         .await;
+    };
+    wait_until_saved(estimate + 25).await;
     fixture.first().send_signal("KILL");
     fixture.balancers[0].start_again().await;
-    let expected = [(estimate + 25) as f64];
-    fixture.wait_until_used(&expected).await;
-    fixture.end("2", "completed", 20, 5);
-    let records = fixture.first().records().len();
-    for name in ["1", "2"] {
-        get(fixture.first(), name).await;
-    }
-    fixture.first().wait_for_records(records + 2).await;
-    fixture.wait_until_used(&expected).await;
+    fixture.wait_until_used(&[(estimate + 25) as f64]).await;
+    fixture.end("2", "completed", 30, 5);
+    assert_eq!(read(fixture.first(), "1").await, Value::Null);
+    assert_eq!(read(fixture.first(), "2").await, json!([35, 0.035]));
+    fixture.wait_until_used(&[60.0]).await;
+    wait_until_saved(60).await;
+    fixture.first().send_signal("KILL");
+    fixture.balancers[0].start_again().await;
+    assert_eq!(read(fixture.first(), "2").await, Value::Null);
+    fixture.wait_until_used(&[60.0]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -270,7 +297,10 @@ async fn an_upgrade_hands_bookings_over_and_each_is_corrected_once() {
     fixture.end("2", "completed", 900, 300);
     for name in ["2", "1"] {
         let mut client = old.pop().unwrap();
-        assert_eq!(get_with(&mut client, name, CLIENT_KEY).await.header("connection"), Some("close"));
+        let response = get_with(&mut client, name, CLIENT_KEY).await;
+        assert_eq!(response.header("connection"), Some("close"));
+        let counted = if name == "2" { json!([1200, 1.2]) } else { Value::Null };
+        assert_eq!(counted_in_record(fixture.first(), &response).await, counted, "{name}");
     }
     fixture.wait_until_used(&used(estimate + 1225)).await;
     // One is made by the old process and ends for the new one.
@@ -293,18 +323,16 @@ async fn any_instance_corrects_what_another_one_has_booked() {
     let estimate = estimate(&fixture.balancers[0], 1).await;
     fixture.wait_until_used(&all_limits(estimate, estimate)).await;
     fixture.end("1", "completed", 20, 5);
-    get(&fixture.balancers[1], "1").await;
+    assert_eq!(read(&fixture.balancers[1], "1").await, json!([25, 0.025]));
     fixture.wait_until_used(&all_limits(estimate, 25)).await;
     create(&fixture.balancers[1], "2").await;
     fixture.end("2", "completed", 900, 300);
-    get(&fixture.balancers[0], "2").await;
+    assert_eq!(read(&fixture.balancers[0], "2").await, json!([1200, 1.2]));
     fixture.wait_until_used(&all_limits(2 * estimate, 1225)).await;
     for balancer in &fixture.balancers {
-        let records = balancer.records().len();
         for name in ["1", "2"] {
-            get(balancer, name).await;
+            assert_eq!(read(balancer, name).await, Value::Null);
         }
-        balancer.wait_for_records(records + 2).await;
     }
     fixture.wait_until_used(&all_limits(2 * estimate, 1225)).await;
 
@@ -347,13 +375,16 @@ async fn what_ends_while_the_server_is_away_is_corrected_when_it_is_back() {
         balancer.wait_for_status("it is noticed", |status| status["shared"]["up"] == false).await;
     }
     fixture.end("1", "completed", 20, 5);
-    get(&fixture.balancers[1], "1").await;
+    // Only the instance that has made it knows it then.
+    assert_eq!(read(&fixture.balancers[1], "1").await, Value::Null);
+    assert_eq!(read(&fixture.balancers[0], "1").await, json!([25, 0.025]));
+    assert_eq!(read(&fixture.balancers[0], "1").await, Value::Null);
     create(&fixture.balancers[1], "2").await;
     fixture.end("2", "completed", 7, 0);
     server.send_signal("CONT");
     fixture.wait_until_all_are_seen().await;
     fixture.wait_until_used(&[(25 + estimate) as f64]).await;
-    get(&fixture.balancers[0], "2").await;
+    assert_eq!(read(&fixture.balancers[0], "2").await, json!([7, 0.007]));
     fixture.wait_until_used(&[32.0]).await;
     // An upgrade of one instance counts nothing twice.
     create(&fixture.balancers[0], "3").await;
@@ -367,6 +398,118 @@ async fn what_ends_while_the_server_is_away_is_corrected_when_it_is_back() {
         }
     }
     fixture.wait_until_used(&[40.0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_counts_once_whatever_the_server_knows_of_it() {
+    let (fixture, server) = Fixture::start_shared(2, "tokens_per_day: 100000").await;
+    let [maker, other] = [&fixture.balancers[0], &fixture.balancers[1]];
+    for name in ["1", "2", "3"] {
+        create(maker, name).await;
+    }
+    let estimate = estimate(maker, 3).await;
+    let remembered = async |count: i64| {
+        poll("the server has so many objects", async || {
+            let script = "return #redis.call('KEYS', '*booking:*')";
+            let found = server.command("", &["EVAL", script, "0"]).await;
+            if found == redis::Value::Int(count) { Ok(()) } else { Err(found) }
+        })
+        .await;
+    };
+    remembered(3).await;
+    // It was counted elsewhere before the server went away.
+    fixture.end("1", "completed", 20, 5);
+    assert_eq!(read(other, "1").await, json!([25, 0.025]));
+    fixture.wait_until_used(&[(2 * estimate + 25) as f64]).await;
+    let log = maker.path("state/objects.log");
+    wait_until("its maker knows", || {
+        std::fs::read_to_string(&log).is_ok_and(|text| text.contains("forgotten"))
+    })
+    .await;
+    server.send_signal("STOP");
+    for balancer in &fixture.balancers {
+        balancer.wait_for_status("it is noticed", |status| status["shared"]["up"] == false).await;
+    }
+    assert_eq!(read(maker, "1").await, Value::Null);
+    // Its end was seen where nothing is known of it: the next read counts.
+    fixture.end("2", "completed", 30, 5);
+    assert_eq!(read(other, "2").await, Value::Null);
+    server.send_signal("CONT");
+    fixture.wait_until_all_are_seen().await;
+    assert_eq!(read(other, "2").await, json!([35, 0.035]));
+    assert_eq!(read(maker, "2").await, Value::Null);
+    fixture.wait_until_used(&[(estimate + 60) as f64]).await;
+    // The server has lost it.
+    let script = "for _, key in ipairs(redis.call('KEYS', '*booking:*')) do redis.call('DEL', key) end";
+    server.command("", &["EVAL", script, "0"]).await;
+    remembered(0).await;
+    fixture.end("3", "completed", 40, 5);
+    assert_eq!(read(other, "3").await, Value::Null);
+    assert_eq!(read(maker, "3").await, json!([45, 0.045]));
+    assert_eq!(read(maker, "3").await, Value::Null);
+    fixture.wait_until_used(&[105.0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_granted_too_late_is_given_back_and_counts_at_the_next_read() {
+    let (fixture, server) = Fixture::start_shared(2, "tokens_per_day: 100000").await;
+    let [maker, other] = [&fixture.balancers[0], &fixture.balancers[1]];
+    let (mut tokens, mut was_late) = (0, false);
+    for number in 1..=20 {
+        let name = &number.to_string();
+        create(maker, name).await;
+        let remembered = format!("return #redis.call('KEYS', '*booking:*') >= {number}");
+        wait_until_async("the server has it", async || {
+            server.command("", &["EVAL", &remembered, "0"]).await == redis::Value::Int(1)
+        })
+        .await;
+        fixture.end(name, "completed", 20, 5);
+        tokens += 25;
+        // Longer than a record waits for the answer, and not as long as a server that is away.
+        server.command("", &["CLIENT", "PAUSE", "700", "ALL"]).await;
+        if read(other, name).await == Value::Null {
+            let counted = poll("a read after the pause counts", async || match read(other, name).await {
+                Value::Null => Err("no tokens"),
+                counted => Ok(counted),
+            })
+            .await;
+            assert_eq!(counted, json!([25, 0.025]));
+            assert_eq!(read(maker, name).await, Value::Null);
+            was_late = true;
+            break;
+        }
+        // On a busy machine the pause may be over before the read.
+    }
+    assert!(was_late, "no claim was granted too late");
+    fixture.wait_until_used(&[f64::from(tokens)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_saved_is_saved_as_soon_as_it_can_be() {
+    let mut fixture = Fixture::start(1, "tokens_per_day: 100000", "").await;
+    let file = fixture.first().path("state/objects.log");
+    let obstacle = fixture.first().path("state/objects.log.new");
+    let saved_objects = || std::fs::read_to_string(&file).unwrap_or_default().lines().skip(1).count();
+    create(fixture.first(), "1").await;
+    wait_until("the first one is saved", || saved_objects() == 1).await;
+    assert_eq!(fixture.balancers[0].stop().await, 0);
+    // As a full disk would: the file cannot be replaced.
+    std::fs::create_dir(&obstacle).unwrap();
+    fixture.balancers[0].start_again().await;
+    let is_logged = |text: &str| fixture.first().log().contains(text);
+    wait_until("that is logged", || is_logged("cannot write objects.log")).await;
+    create(fixture.first(), "2").await;
+    assert_eq!(saved_objects(), 1);
+    std::fs::remove_dir(&obstacle).unwrap();
+    wait_until("it is saved", || saved_objects() == 2).await;
+    wait_until("that is logged", || is_logged("objects.log is saved again")).await;
+    fixture.first().send_signal("KILL");
+    fixture.balancers[0].start_again().await;
+    for name in ["1", "2"] {
+        fixture.end(name, "completed", 20, 5);
+        assert_eq!(read(fixture.first(), name).await, json!([25, 0.025]));
+    }
+    fixture.wait_until_used(&[50.0]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,6 +21,9 @@ const STORM_PAUSE: Duration = Duration::from_millis(20);
 const CALM_REQUESTS: usize = 300;
 /// The least that a storm does meanwhile.
 const MIN_STORM_ACTIONS: usize = 40;
+/// The most that a storm does for each of the other client's requests: on a busy machine it would leave no processor
+/// time for them.
+const MAX_STORM_ACTIONS_PER_REQUEST: usize = 4;
 
 /// Lets a storm rage in many tasks while another client sends requests, streams and WebSocket messages, and
 /// checks that all of those succeed and are recorded with their prompt. What the storm's actions return is kept,
@@ -30,12 +33,17 @@ async fn check_that_others_are_served(azure: &Simulator, extra_yaml: &str, max_k
         Balancer::start_with_clients(&listed_backends_yaml(azure), &storm_clients_yaml(), extra_yaml).await;
     let traffic = BackgroundTraffic::start(balancer.address);
     let actions = Arc::<AtomicUsize>::default();
+    let max_actions = Arc::new(AtomicUsize::new(MIN_STORM_ACTIONS));
     let mut workers = JoinSet::new();
     for _ in 0..STORM_WORKERS {
-        let (actions, address) = (Arc::clone(&actions), balancer.address);
+        let (actions, max_actions) = (Arc::clone(&actions), Arc::clone(&max_actions));
+        let address = balancer.address;
         workers.spawn(async move {
             let mut kept = VecDeque::new();
             loop {
+                while actions.load(Ordering::Relaxed) >= max_actions.load(Ordering::Relaxed) {
+                    tokio::time::sleep(STORM_PAUSE).await;
+                }
                 kept.push_back(storm.act(address).await);
                 actions.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(STORM_PAUSE).await;
@@ -47,6 +55,7 @@ async fn check_that_others_are_served(azure: &Simulator, extra_yaml: &str, max_k
     }
     poll("the storm has raged for a while", async || {
         let counts = (traffic.started_requests(), actions.load(Ordering::Relaxed));
+        max_actions.store(MIN_STORM_ACTIONS + MAX_STORM_ACTIONS_PER_REQUEST * counts.0, Ordering::Relaxed);
         if counts.0 >= CALM_REQUESTS && counts.1 >= MIN_STORM_ACTIONS { Ok(()) } else { Err(counts) }
     })
     .await;

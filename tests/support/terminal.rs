@@ -50,12 +50,12 @@ impl Terminal {
         command.args(["--ctty", env!("CARGO_BIN_EXE_aoai-lb")]).args(arguments);
         command.env("TERM", "xterm-256color").env_remove("NO_COLOR").envs(variables.iter().copied());
         let stream = || Stdio::from(device.try_clone().unwrap());
+        let settings_before = settings(&device);
         let child = command.stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap();
         let screen = vt100::Parser::new(at_least_one(rows), at_least_one(columns), 0);
         let (master, screen) = (File::from(master), Arc::new(Mutex::new(screen)));
         let is_closed = Arc::new(AtomicBool::new(false));
         let reader = read_output(master.try_clone().unwrap(), Arc::clone(&screen), Arc::clone(&is_closed));
-        let settings_before = settings(&device);
         Self { child, master, reader: Some(reader), is_closed, device: Some(device), screen, settings_before }
     }
 

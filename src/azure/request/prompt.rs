@@ -35,7 +35,7 @@ pub fn prompt_text(body: &[u8], parts: Option<&PromptPartRanges>) -> Option<Stri
             out.push('}');
             Some(out)
         }
-        (_, Some(only), ..) | (.., Some(only)) => Some(text_or_json(only)),
+        (_, Some(only), ..) | (.., Some(only)) => Some(text_or_json(only).into_owned()),
         _ => None,
     }
 }
@@ -55,22 +55,27 @@ const MAX_ESCAPE_BYTES: usize = 12;
 
 /// The beginning of a prompt.
 #[derive(Debug, PartialEq, Eq)]
-pub struct PromptBeginning {
-    /// The text.
-    pub text: String,
+pub struct PromptBeginning<'b> {
+    /// The text: if it is in the body as it is, that part of the body.
+    pub text: Cow<'b, str>,
     /// Whether the prompt is longer.
     pub is_truncated: bool,
 }
 
-/// At most `limit` bytes of what [`prompt_text`] returns, in time and memory in proportion to `limit`. `None`
-/// if that is not possible, because the prompt begins with long binary data.
-pub fn prompt_beginning(body: &[u8], parts: &PromptPartRanges, limit: usize) -> Option<PromptBeginning> {
+/// What [`prompt_text`] returns for at most `limit` bytes of the prompt in the body, in time and memory in proportion to
+/// `limit`. It is longer if binary data is shorter than what replaces it. Half of a surrogate pair, of which the rest is
+/// beyond the limit, is replaced. `None` if this is not possible, because the prompt begins with long binary data.
+pub fn prompt_beginning<'b>(
+    body: &'b [u8],
+    parts: &PromptPartRanges,
+    limit: usize,
+) -> Option<PromptBeginning<'b>> {
     let mut values = [None; PROMPT_KEYS.names().len()];
     for (value, range) in values.iter_mut().zip(parts) {
         *value = range.clone().and_then(|range| body.get(range)).filter(|raw| *raw != b"null");
     }
     let [messages, input, instructions, prompt] = values;
-    let mut beginning = PromptBeginning { text: String::new(), is_truncated: false };
+    let mut beginning = PromptBeginning { text: Cow::Borrowed(""), is_truncated: false };
     match (messages, input, instructions, prompt) {
         (Some(messages), ..) => beginning.push_json(messages, limit)?,
         (_, input, Some(instructions), _) => {
@@ -87,39 +92,58 @@ pub fn prompt_beginning(body: &[u8], parts: &PromptPartRanges, limit: usize) -> 
         }
         (_, Some(only), ..) | (.., Some(only)) if only.len() > limit => beginning.push_json(only, limit)?,
         (_, Some(only), ..) | (.., Some(only)) => {
-            beginning.text = text_or_json(&replace_surrogate_halves(whole_text(only)?));
+            beginning.text = match replace_surrogate_halves(whole_text(only)?) {
+                Cow::Borrowed(raw) => text_or_json(raw),
+                Cow::Owned(raw) => Cow::Owned(text_or_json(&raw).into_owned()),
+            };
         }
         _ => return None,
     }
     Some(beginning)
 }
 
-impl PromptBeginning {
+impl<'b> PromptBeginning<'b> {
     /// Appends as much of `raw`, a JSON value or a part between two, as fits.
-    fn push_json(&mut self, raw: &[u8], limit: usize) -> Option<()> {
+    fn push_json(&mut self, raw: &'b [u8], limit: usize) -> Option<()> {
         let room = limit.saturating_sub(self.text.len());
         if self.is_truncated {
             return Some(());
         }
         if raw.len() <= room {
-            self.text.push_str(&replace_binary_data(&replace_surrogate_halves(whole_text(raw)?)));
+            let text = replace_surrogate_halves(whole_text(raw)?);
+            self.push(if may_contain_binary_data(&text) { replace_binary_data(&text).into() } else { text });
             return Some(());
         }
         let beginning = text_beginning(raw, room).filter(|raw| !may_contain_binary_data(raw))?;
-        self.text.push_str(&replace_surrogate_halves(beginning));
+        self.push(replace_surrogate_halves(beginning));
         self.is_truncated = true;
         Some(())
     }
 
+    fn push(&mut self, text: Cow<'b, str>) {
+        if self.text.is_empty() {
+            self.text = text;
+        } else {
+            self.text.to_mut().push_str(&text);
+        }
+    }
+
     /// Appends as much of a decoded JSON string as fits.
-    fn push_string(&mut self, raw: &[u8], limit: usize) -> Option<()> {
+    fn push_string(&mut self, raw: &'b [u8], limit: usize) -> Option<()> {
         let content = raw.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
         // Enough for the limit if everything is escaped. A cut inside of an escape is then beyond the limit.
         let end = limit.saturating_mul(MAX_ESCAPE_BYTES / 2).saturating_add(MAX_ESCAPE_BYTES);
         let beginning = text_beginning(content, end).filter(|beginning| !beginning.starts_with("data:"))?;
         let decoded = decode_content(beginning);
         self.is_truncated = decoded.len() > limit || beginning.len() < content.len();
-        self.text.push_str(decoded.get(..decoded.floor_char_boundary(limit))?);
+        let end = decoded.floor_char_boundary(limit);
+        self.text = match decoded {
+            Cow::Borrowed(text) => Cow::Borrowed(text.get(..end)?),
+            Cow::Owned(mut text) => {
+                text.truncate(end);
+                Cow::Owned(text)
+            }
+        };
         Some(())
     }
 }
@@ -168,10 +192,10 @@ pub fn form_text_as_json(body: &[u8], form: &FormFacts) -> Option<String> {
     (!form.text_fields.is_empty()).then_some(out)
 }
 
-fn text_or_json(raw: &str) -> String {
+fn text_or_json(raw: &str) -> Cow<'_, str> {
     match json::decode_string(raw) {
-        Some(text) if parse_data_url(&text).is_none() => text.into_owned(),
-        _ => replace_binary_data(raw),
+        Some(text) if parse_data_url(&text).is_none() => text,
+        _ => replace_binary_data(raw).into(),
     }
 }
 
@@ -186,6 +210,11 @@ mod tests {
         let text = prompt_text(body, None);
         if let Ok(facts) = BodyFacts::parse(body) {
             assert_eq!(prompt_text(body, Some(&facts.prompt_part_ranges)), text);
+            let beginning = prompt_beginning(body, &facts.prompt_part_ranges, usize::MAX);
+            assert!(beginning.as_ref().is_none_or(|beginning| !beginning.is_truncated));
+            if let Some(beginning) = beginning {
+                assert_eq!(Some(beginning.text.as_ref()), text.as_deref());
+            }
         }
         text
     }
@@ -247,7 +276,7 @@ mod tests {
             let text = prompt_text(body.as_bytes(), None).unwrap();
             for limit in 0..200 {
                 let beginning = prompt_beginning(body.as_bytes(), &facts.prompt_part_ranges, limit).unwrap();
-                assert!(text.starts_with(&beginning.text), "{limit} of {body}: {}", beginning.text);
+                assert!(text.starts_with(&*beginning.text), "{limit} of {body}: {}", beginning.text);
                 assert!(beginning.text.len() <= limit, "{limit} of {body}");
                 assert!(beginning.text.len() + 4 > limit.min(text.len()), "{limit} of {body}: {beginning:?}");
                 assert_eq!(beginning.is_truncated, beginning.text.len() < text.len(), "{limit} of {body}");
@@ -257,7 +286,7 @@ mod tests {
         let body = [&br#"{"input":""#[..], &b"a".repeat(200), b"\xff\"}"].concat();
         let facts = BodyFacts::parse(&body).unwrap();
         let beginning = |limit| prompt_beginning(&body, &facts.prompt_part_ranges, limit);
-        assert_eq!(beginning(10).map(|beginning| beginning.text), Some("a".repeat(10)));
+        assert_eq!(beginning(10).map(|beginning| beginning.text), Some("a".repeat(10).into()));
         assert_eq!(beginning(200), None);
         // The digest of binary data needs all of it.
         for body in [

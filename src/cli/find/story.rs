@@ -282,9 +282,22 @@ impl Story<'_> {
         parts.add(self.record["audio_seconds"].as_f64().map(|seconds| format!("audio {seconds} s")));
         match self.text("usage_source") {
             Some(source) if !parts.0.is_empty() => parts.add(Some(source)),
-            _ => parts.add(self.named("usage_missing", "not known:")),
+            _ => parts.add(self.named("usage_missing", "not known:").or_else(|| self.why_not_counted())),
         }
         self.write("tokens", &parts.joined());
+    }
+
+    /// Why an answer has no tokens although none are missing: another record has those of a stored response.
+    fn why_not_counted(&self) -> Option<String> {
+        let text = match self.record["finish_reason"].as_str()? {
+            "queued" | "in_progress" => {
+                "none yet: they will be in the record of the request that first reads the end"
+            }
+            _ => {
+                "none here: any are in the record of the request that created the response or first read its end"
+            }
+        };
+        Some(text.to_owned())
     }
 
     /// The fields that have no words here, such as those of later versions, by their names.
@@ -431,5 +444,28 @@ time        1420 ms
                         attempts    none: no backend was asked\nanswer      refused by the balancer: upstream_failed\n\
                         tokens      not known: image\n";
         assert_eq!(shown(&record, false), expected);
+    }
+
+    #[test]
+    fn a_response_that_counts_no_tokens_says_which_one_does() {
+        for (finish_reason, expected) in [
+            (
+                json!("queued"),
+                Some(
+                    "tokens      none yet: they will be in the record of the request that first reads the end\n",
+                ),
+            ),
+            (
+                json!("completed"),
+                Some(
+                    "tokens      none here: any are in the record of the request that created the response or first read its end\n",
+                ),
+            ),
+            (Value::Null, None),
+        ] {
+            let record = json!({ "request_id": "1", "usage_source": "none", "finish_reason": finish_reason });
+            let story = shown(&record, false);
+            assert_eq!(story.lines().find(|line| line.starts_with("tokens")), expected.map(str::trim_end));
+        }
     }
 }

@@ -1,3 +1,5 @@
+use regex::Regex;
+
 use super::*;
 use crate::config::testing::{assert_errors, assert_warnings, errors_in, parse_valid, test_environment};
 use crate::config::{load_and_check_file, problem_report};
@@ -206,4 +208,14 @@ fn the_example_of_a_price_file_is_valid() {
     let gpt_4o = PriceSubject::Model("gpt-4o".to_owned());
     let row = list.rows().iter().find(|row| row.key.subject == gpt_4o).unwrap();
     assert_eq!(row.rates.input.unwrap().to_string(), "2.5");
+    // Each row says where its price is from and when, those that are commented out as well.
+    let text = std::fs::read_to_string(file).unwrap();
+    let sourced =
+        Regex::new(r"\}  +# (meters|blog), 20\d\d-\d\d-\d\d(; meters, 20\d\d-\d\d-\d\d)?$").unwrap();
+    let (_, rows) = text.split_once("rows:\n").unwrap();
+    let ends: Vec<_> = rows.lines().filter(|line| line.contains('}')).collect();
+    assert!(ends.len() > list.rows().len());
+    for end in ends {
+        assert!(sourced.is_match(end), "{end}");
+    }
 }

@@ -154,7 +154,8 @@ impl<'e> AttemptExchange<'e> {
                         return Ok(());
                     }
                     if self.session.was_upgraded() {
-                        return self.run_tunnel(timer).await;
+                        // Boxed, so that the future of an ordinary request does not have room for it.
+                        return Box::pin(self.run_tunnel(timer)).await;
                     }
                 }
                 ExchangeEvent::Backend(UpstreamEvent::BodyPieceSent(sent)) => self.on_piece_sent(sent),

@@ -139,7 +139,8 @@ impl RetryState {
             gateway,
             plan: admitted.retry_plan(),
             admitted,
-            attempt_records: Vec::new(),
+            // Most requests have one.
+            attempt_records: Vec::with_capacity(1),
             limits,
             received,
             client_ip,

@@ -185,7 +185,8 @@ fn configure_session(session: &mut ServerSession, gateway: &Gateway) {
     session.set_read_timeout(Some(gateway.timeouts.request_body));
     // The balancer or a backend may respond before an upload has ended. Pingora would then close the
     // connection, which resets it while the client sends, so that the client may lose the response. Instead
-    // the rest of the upload is read for a while.
+    // the rest of the upload is read for a while. Without this, to write a 100 would also begin Pingora's reading of a
+    // body that `request_body.rs` reads itself.
     session.set_close_on_response_before_downstream_finish(false);
     session.set_total_drain_timeout(Some(UPLOAD_DRAIN_TIMEOUT));
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use bytes::BytesMut;
+use bytes::{Buf as _, BytesMut};
 use log::debug;
 use memchr::memchr_iter;
 use pingora::apps::ServerApp;
@@ -34,12 +34,14 @@ use tokio::time::timeout;
 
 use super::client_request::new_request_id;
 use super::connection_limit::{AddressConnectionLimiter, ConnectionPermit, TotalConnectionLimiter};
+use super::head::{self, BodyFraming};
+use super::refusal_response;
 use super::stream::chunked::ChunkedStream;
 use super::stream::collected_writes::CollectedWrites;
+use super::stream::http1::Http1Stream;
 use super::stream::http2::{Http2Limits, Http2Stream};
 use super::timeouts::{CLIENT_IDLE_TIMEOUT, HANDOVER_LINGER, REFUSE_AND_CLOSE_TIMEOUT, SHUTDOWN_LINGER};
 use super::tls::{AcceptError, ServerTls, plain_http_refusal};
-use super::{head, refusal_response};
 use crate::admission::client_ip::is_trusted_proxy;
 use crate::config::ListenerConfig;
 use crate::names::Caller;
@@ -77,8 +79,9 @@ struct ConnectionPermits {
 /// A request head, and what was read after it.
 pub(crate) struct ReadHead {
     pub(crate) bytes: BytesMut,
-    /// Where in `bytes` a chunked body begins; `None` if the request has none.
-    chunked_body_start: Option<usize>,
+    /// The length of the head in `bytes`.
+    length: usize,
+    body_framing: BodyFraming,
 }
 
 /// Why no request head was read.
@@ -173,22 +176,21 @@ pub(crate) async fn read_head(
     let mut bytes = BytesMut::new();
     // Between two requests a connection may be idle.
     let silence_deadline = first_deadline.unwrap_or_else(|| Instant::now() + CLIENT_IDLE_TIMEOUT);
-    read_more(stream, &mut bytes, timer, silence_deadline, || HeadReadError::Closed).await?;
+    while bytes.is_empty() {
+        read_more(stream, &mut bytes, timer, silence_deadline, || HeadReadError::Closed).await?;
+        // Some clients send an empty line after their last body (RFC 9112, section 2.2).
+        let blank_bytes = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        bytes.advance(blank_bytes);
+    }
     // For the whole head, so that a client cannot send one byte every now and then.
     let deadline = first_deadline.unwrap_or_else(|| Instant::now() + limit);
     let mut searched_bytes = 0;
     loop {
-        // Some clients send an empty line after their last body (RFC 9112, section 2.2).
-        let blank_bytes = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-        if searched_bytes == 0 && blank_bytes > 0 {
-            let _ = bytes.split_to(blank_bytes);
-        }
         let from = searched_bytes.min(bytes.len());
         if let Some(length) = bytes.get(from..).and_then(complete_head_length) {
             let head = bytes.get(..from + length).unwrap_or_default();
-            let coding = head::check_head(head).map_err(HeadReadError::Refused)?;
-            let chunked_body_start = (coding == head::BodyCoding::Chunked).then_some(from + length);
-            return Ok(ReadHead { bytes, chunked_body_start });
+            let body_framing = head::check_head(head).map_err(HeadReadError::Refused)?;
+            return Ok(ReadHead { bytes, length: from + length, body_framing });
         }
         if bytes.len() > head::MAX_HEAD_BYTES {
             return Err(HeadReadError::Refused(head::too_large_refusal()));
@@ -281,17 +283,19 @@ impl ServerApp for ConnectionHandler {
         } else {
             stream = CollectedWrites::wrap(stream);
         }
+        stream = Http1Stream::wrap(stream);
         let mut shutdown_watch = shutdown.clone();
         let mut shutdown_over = pin!(self.wait_for_shutdown_and_linger(&mut shutdown_watch));
         let (mut first_deadline, mut timer) = (Some(first_deadline), Timer::default());
         loop {
+            Http1Stream::begin_request(&stream);
             // In this order: a request that has arrived is still served.
             let head = tokio::select! {
                 biased;
                 head = read_head(&mut stream, first_deadline, self.head_limit(), &mut timer) => head,
                 () = &mut shutdown_over => return None,
             };
-            let ReadHead { mut bytes, chunked_body_start } = match head {
+            let ReadHead { mut bytes, length, body_framing } = match head {
                 Ok(head) => head,
                 Err(HeadReadError::Closed) => return None,
                 Err(HeadReadError::Refused(refusal)) => {
@@ -301,8 +305,11 @@ impl ServerApp for ConnectionHandler {
                 }
             };
             first_deadline = None;
-            if let Some(start) = chunked_body_start {
-                stream = ChunkedStream::wrap(stream, &mut bytes, start);
+            match body_framing {
+                BodyFraming::Chunked => stream = ChunkedStream::wrap(stream, &mut bytes, length),
+                BodyFraming::Length => Http1Stream::unread(&stream, &mut bytes, length),
+                // What follows belongs to no body: the first bytes of a tunnel, or another request.
+                BodyFraming::None => {}
             }
             let mut session = Session::new_h1(stream);
             // Pingora's way to give bytes that have already been read to the next request of a connection.

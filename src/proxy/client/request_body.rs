@@ -11,6 +11,7 @@ use pingora::protocols::http::ServerSession;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body_memory::{BodyMemory, MemoryReservation};
+use super::stream::http1::{Http1Stream, MAX_PREALLOCATED_BYTES};
 use crate::names::Caller;
 use crate::proxy::framing::error::is_framing_error;
 use crate::refusal::{Refusal, RefusalReason};
@@ -19,8 +20,6 @@ use crate::refusal::{Refusal, RefusalReason};
 const MAX_PIECE_BYTES: usize = 128 * 1024;
 /// Pieces up to this size are copied into one instead of being sent one by one.
 const MAX_SMALL_PIECE_BYTES: usize = 16 * 1024;
-/// Largest buffer that is allocated because of a declared length, before the bytes have arrived.
-const MAX_PREALLOCATED_BYTES: u64 = 1024 * 1024;
 
 /// A request's body.
 #[derive(Debug, Default)]
@@ -50,7 +49,7 @@ impl RequestBody {
         Self { has_unread_rest: true, ..Self::default() }
     }
 
-    /// A body that came in one message, with its memory.
+    /// A body that has been read whole, with its memory.
     pub(in crate::proxy) fn held(bytes: Bytes, memory: MemoryReservation) -> Self {
         let (bytes_read, memory_reservation) = (bytes.len() as u64, Some(memory));
         Self { bytes_read, held_bytes: bytes, memory_reservation, ..Self::default() }
@@ -158,10 +157,14 @@ pub(super) async fn read_body(
     session: &mut ServerSession,
     limits: &BodyLimits,
 ) -> Result<RequestBody, BodyReadError> {
-    if session.is_body_done() {
+    let declared_length = declared_length(session);
+    // Such a body is read without Pingora, which must not have begun with it: see `admit.rs`, `configure_session`.
+    let sized_length = declared_length
+        .filter(|length| *length > 0 && Http1Stream::of_session(session).is_some())
+        .and_then(|length| usize::try_from(length).ok());
+    if sized_length.is_none() && session.is_body_done() {
         return Ok(RequestBody::default());
     }
-    let declared_length = declared_length(session);
     let max_length = limits.max_streamed_upload_bytes.unwrap_or(limits.max_held_bytes);
     if declared_length.is_some_and(|length| length > max_length) {
         return Err(too_large_refusal(max_length).into());
@@ -180,16 +183,18 @@ pub(super) async fn read_body(
         limits.memory_holder.clone(),
         limits.max_total_held_bytes,
     );
+    if let (Some(length), Some(stream)) = (sized_length, Http1Stream::of_session(session)) {
+        let mut body = BytesMut::new();
+        let reading = read_sized_body(stream, length, &mut body, &mut reservation);
+        let read = timeout_at(deadline, reading).await.unwrap_or_else(|_| Err(body_timeout(limits.timeout)));
+        declare_rest(session, length - body.len())?;
+        read?;
+        return Ok(RequestBody::held(body.freeze(), reservation));
+    }
     let mut buffer = BodyBuffer::default();
     loop {
         let piece = match timeout_at(deadline, session.read_request_body()).await {
-            Err(_) => {
-                let message = format!("the request body was not complete within {:?}", limits.timeout);
-                return Err(BodyReadError::RefusedWithClose(Refusal::new(
-                    RefusalReason::RequestTimeout,
-                    message,
-                )));
-            }
+            Err(_) => return Err(body_timeout(limits.timeout)),
             Ok(Err(error)) => return Err(classify_body_read_error(&error)),
             Ok(Ok(piece)) => piece,
         };
@@ -228,6 +233,42 @@ pub(super) async fn read_body(
         memory_reservation: Some(reservation),
         ..RequestBody::default()
     })
+}
+
+/// Reads all of a body with a length, without Pingora.
+///
+/// # Errors
+/// `overloaded`, or [`BodyReadError::ClientGone`]. What has been read is in `body`.
+async fn read_sized_body(
+    stream: &Http1Stream,
+    length: usize,
+    body: &mut BytesMut,
+    reservation: &mut MemoryReservation,
+) -> Result<(), BodyReadError> {
+    while body.len() < length {
+        let rest = length - body.len();
+        match stream.read_body(body, rest).await {
+            // The body is shorter than declared: the connection ended in the middle of it.
+            Ok(0) | Err(_) => return Err(BodyReadError::ClientGone),
+            Ok(_) => reservation.grow_to(body.len() as u64)?,
+        }
+    }
+    Ok(())
+}
+
+/// Has the head declare the part of the body that has not been read, so that Pingora finds the next request behind it.
+fn declare_rest(session: &mut ServerSession, rest: usize) -> Result<(), BodyReadError> {
+    let head = session.req_header_mut();
+    if rest == 0 {
+        head.remove_header(&http::header::CONTENT_LENGTH);
+        return Ok(());
+    }
+    head.insert_header(http::header::CONTENT_LENGTH, rest).map_err(|_| malformed_body())
+}
+
+fn body_timeout(limit: Duration) -> BodyReadError {
+    let message = format!("the request body was not complete within {limit:?}");
+    BodyReadError::RefusedWithClose(Refusal::new(RefusalReason::RequestTimeout, message))
 }
 
 /// The client's `Content-Length`; `None` for a chunked body, or an HTTP/2 request without it.
@@ -293,9 +334,9 @@ impl BodyBuffer {
             return;
         }
         if !self.single_piece.is_empty() {
-            let declared = declared_length.unwrap_or(0).min(MAX_PREALLOCATED_BYTES);
-            self.joined_pieces
-                .reserve(usize::try_from(declared).unwrap_or(0).max(self.single_piece.len() + piece.len()));
+            let declared = declared_length.and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+            let arrived = self.single_piece.len() + piece.len();
+            self.joined_pieces.reserve(declared.min(MAX_PREALLOCATED_BYTES).max(arrived));
             self.joined_pieces.extend_from_slice(&self.single_piece);
             self.single_piece = Bytes::new();
         }

@@ -124,7 +124,8 @@ impl UpstreamConnector {
                 match connection_key(peer).and_then(|key| self.http1_pool.take_idle(key)) {
                     Some(stream) => (stream, true),
                     None => {
-                        let stream = self.http1_connector.new_stream(peer).await?;
+                        // Boxed, so that a request does not keep room for it: most find a connection in the pool.
+                        let stream = Box::pin(self.http1_connector.new_stream(peer)).await?;
                         (CoalescedStream::wrap(stream), false)
                     }
                 };
@@ -132,7 +133,8 @@ impl UpstreamConnector {
             session.write_timeout = write_timeout;
             return Ok(connection(Protocol::Http1(session), is_reused));
         }
-        match self.http2_connector.get_http_session(peer).await? {
+        // Boxed, so that requests over HTTP/1.1 do not keep room for it; the same below.
+        match Box::pin(self.http2_connector.get_http_session(peer)).await? {
             (HttpSession::H1(session), is_reused) => {
                 let stream = CoalescedStream::wrap(session.into_inner());
                 let mut session = Http1Session::new_with_options(stream, peer);
@@ -169,17 +171,19 @@ impl UpstreamConnector {
                 }
             }
             Protocol::Http1Fallback(session) if is_reusable => {
-                let session = HttpSession::H1(*session);
-                self.http2_connector.release_http_session(session, peer, peer.idle_timeout()).await;
+                self.release_http2_connector_session(HttpSession::H1(*session), peer).await;
             }
             Protocol::Http1(_) | Protocol::Http1Fallback(_) => {}
             // In any case: this ends the stream and frees its place on the connection, which other requests
             // share.
             Protocol::Http2(stream) => {
-                let session = HttpSession::H2(stream.session);
-                self.http2_connector.release_http_session(session, peer, peer.idle_timeout()).await;
+                self.release_http2_connector_session(HttpSession::H2(stream.session), peer).await;
             }
         }
+    }
+
+    async fn release_http2_connector_session(&self, session: HttpSession, peer: &HttpPeer) {
+        Box::pin(self.http2_connector.release_http_session(session, peer, peer.idle_timeout())).await;
     }
 
     /// After an error that shows that the peer does not speak HTTP/2 correctly, offers it HTTP/1.1 only.

@@ -11,13 +11,13 @@ use log::{debug, info};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
-use super::bookings::accept_bookings;
 use super::budgets::accept_additions;
 use super::channel::ControlChannel;
 use super::control_socket_path::control_socket_path;
 use super::homes::{accept_homes, tell_homes};
 use super::limits::tell_limits;
 use super::protocol::ControlMessage;
+use super::unfinished_objects::accept_objects;
 use crate::gateway::ProcessState;
 
 /// How long a client of the socket may take to send its first message.
@@ -99,8 +99,8 @@ impl ControlSocket {
                     Ok(ControlMessage::ReportCosts { additions }) => {
                         return accept_additions(channel, &process.costs, &additions).await;
                     }
-                    Ok(ControlMessage::ReportBookings { report }) => {
-                        return accept_bookings(channel, &process.bookings, report).await;
+                    Ok(ControlMessage::ReportObjects { report }) => {
+                        return accept_objects(channel, &process.unfinished_objects, report).await;
                     }
                     Ok(ControlMessage::FollowLimits) => return tell_limits(channel, process).await,
                     Ok(ControlMessage::ReportHomes) => return accept_homes(channel, process).await,

@@ -6,10 +6,9 @@
 //! starts its successor (`predecessor.rs`), which connects to it as well, receives the health of the
 //! backends and reports when it is ready for the sockets (`successor.rs`). Pingora sends the sockets.
 //! The homes of objects go over a second connection (`homes.rs`). What clients use of their budgets in requests
-//! that the old process finishes is reported to the new one (`budgets.rs`, `bookings.rs`), which keeps the limits of clients for both
+//! that the old process finishes is reported to the new one (`budgets.rs`, `unfinished_objects.rs`), which keeps the limits of clients for both
 //! processes (`limits.rs`).
 
-mod bookings;
 mod budgets;
 mod channel;
 mod control_socket;
@@ -23,8 +22,8 @@ mod report;
 mod request;
 mod stop;
 mod successor;
+mod unfinished_objects;
 
-pub use self::bookings::report_bookings;
 pub use self::budgets::{report_budgets, report_costs};
 pub use self::channel::ControlChannel;
 pub use self::control_socket::{ControlCommand, ControlSocket};
@@ -34,5 +33,6 @@ pub use self::process_set::ProcessSet;
 pub use self::request::{UpgradeRequestError, request_upgrade};
 pub use self::stop::{accept_stop, tell_successor_to_stop};
 pub use self::successor::{SuccessorRole, TakeoverError};
+pub use self::unfinished_objects::report_objects;
 
 pub(super) use self::request::running_process_id;

@@ -168,10 +168,9 @@ impl PredecessorRole {
         let health = HealthSnapshot::capture(&self.config_manager.process_state().health_registry, now);
         let deployments = self.config_manager.active_config().load().gateway.learned_deployments();
         let deployments = deployments.iter().map(ToString::to_string).collect();
-        let uncounted = self.config_manager.process_state().recorder.stored_usage().uncounted_hashes();
-        let bookings = self.config_manager.process_state().bookings.begin_handover();
+        let unfinished_objects = self.config_manager.process_state().unfinished_objects.begin_handover();
         let rates = self.config_manager.process_state().client_accounts.capture(now);
-        let state = ControlMessage::LearnedState { health, deployments, uncounted, bookings, rates };
+        let state = ControlMessage::LearnedState { health, deployments, unfinished_objects, rates };
         successor.send(&state).await.map_err(HandoverError::NotReady)?;
         expect_message(&mut successor, REPLY_TIMEOUT, |message| {
             matches!(message, ControlMessage::ReadyForSockets)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::admission::limits::RateSnapshot;
-use crate::gateway::stored_bookings::{BookingReport, MadeObject};
+use crate::gateway::unfinished_objects::{MadeObject, ObjectReport};
 use crate::routing::health::snapshot::HealthSnapshot;
 use crate::state::budget_log::BudgetEntry;
 
@@ -53,9 +53,12 @@ pub(super) enum ControlMessage {
     /// The same of what responses have cost.
     ReportCosts { additions: Vec<BudgetEntry> },
     /// The same of what has happened to background responses.
-    ReportBookings { report: BookingReport },
-    /// In answer to each of them: it is counted.
+    #[serde(rename = "report_bookings")]
+    ReportObjects { report: ObjectReport },
+    /// In answer to reports of budgets and costs: they are counted.
     BudgetsCounted,
+    /// In answer to the report of background responses: it is counted, and the end of these had been seen already.
+    ObjectsCounted { ended_before: Vec<String> },
     /// From the successor: every step that can fail is done.
     Prepared,
     /// To the successor: what the running process has learned.
@@ -65,12 +68,9 @@ pub(super) enum ControlMessage {
         health: HealthSnapshot,
         #[serde(rename = "learned")]
         deployments: Vec<String>,
-        /// Hashes of stored objects whose tokens have not been counted. Earlier versions do not send it.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        uncounted: Vec<u64>,
-        /// What is booked for background responses that have not ended. Earlier versions do not send it.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        bookings: Vec<MadeObject>,
+        /// Background responses that have not ended. Earlier versions do not send it.
+        #[serde(rename = "bookings", default, skip_serializing_if = "Vec::is_empty")]
+        unfinished_objects: Vec<MadeObject>,
         /// What clients have used of their rates in the last minute. Earlier versions do not send it.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         rates: Vec<RateSnapshot>,
@@ -114,8 +114,7 @@ mod tests {
         let state = ControlMessage::LearnedState {
             health: HealthSnapshot::default(),
             deployments: vec!["x".to_owned()],
-            uncounted: Vec::new(),
-            bookings: Vec::new(),
+            unfinished_objects: Vec::new(),
             rates: Vec::new(),
         };
         let welcome = |tells_homes| ControlMessage::Welcome {
@@ -170,10 +169,14 @@ mod tests {
             ),
             (ControlMessage::ReportCosts { additions: Vec::new() }, r#"{"report_costs":{"additions":[]}}"#),
             (
-                ControlMessage::ReportBookings { report: serde_json::from_str(report).unwrap() },
+                ControlMessage::ReportObjects { report: serde_json::from_str(report).unwrap() },
                 reported.as_str(),
             ),
             (ControlMessage::BudgetsCounted, r#""budgets_counted""#),
+            (
+                ControlMessage::ObjectsCounted { ended_before: vec!["a".to_owned()] },
+                r#"{"objects_counted":{"ended_before":["a"]}}"#,
+            ),
             (ControlMessage::Prepared, r#""prepared""#),
             (state, r#"{"inheritance":{"remembered":{"backends":[]},"learned":["x"]}}"#),
             (ControlMessage::ReadyForSockets, r#""ready""#),

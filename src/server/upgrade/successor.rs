@@ -141,14 +141,13 @@ impl SuccessorRole {
     ) -> Result<(), TakeoverError> {
         self.channel.send(&ControlMessage::Prepared).await.map_err(TakeoverError::Disconnected)?;
         match self.channel.receive(REPLY_TIMEOUT).await.map_err(TakeoverError::Disconnected)? {
-            ControlMessage::LearnedState { health, deployments, uncounted, bookings, rates } => {
+            ControlMessage::LearnedState { health, deployments, unfinished_objects, rates } => {
                 let now = Instant::now();
                 health.restore(&config_manager.process_state().health_registry, now);
                 let deployments: Vec<_> =
                     deployments.iter().filter_map(|name| DeploymentName::parse(name).ok()).collect();
                 config_manager.learn_deployments(&deployments, now);
-                config_manager.process_state().recorder.stored_usage().adopt(&uncounted);
-                config_manager.process_state().bookings.adopt(bookings.into());
+                config_manager.process_state().unfinished_objects.adopt(unfinished_objects.into());
                 let accounts = &config_manager.process_state().client_accounts;
                 let mut share = accounts.restore(&rates, now);
                 match self.limits.take() {

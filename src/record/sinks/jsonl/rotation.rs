@@ -1,7 +1,7 @@
 //! Rotated files: their names, their compression, and the deletion of the oldest.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -11,6 +11,8 @@ use flate2::write::GzEncoder;
 
 /// A file is compressed this long after it was rotated, when no other process can still be writing to it.
 pub(super) const COMPRESSION_DELAY: Duration = Duration::from_secs(3);
+/// How much of a file is read, and written, at a time to compress it.
+const COMPRESSION_BUFFER_BYTES: usize = 256 * 1024;
 
 /// An unused name for the rotated file: `exchanges.jsonl` becomes `exchanges-20261123T080000.123Z.jsonl`, so
 /// that names sort by time.
@@ -95,10 +97,8 @@ fn compress_file(path: &Path) -> io::Result<()> {
     let partial_path = path.with_extension(format!("{}.partial", std::process::id()));
     let target =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&partial_path)?;
-    let mut encoder = GzEncoder::new(target, Compression::fast());
-    let compressed = io::copy(&mut source, &mut encoder)
-        .and_then(|_| encoder.finish())
-        .and_then(|_| fs::rename(&partial_path, gz_path(path)));
+    let compressed = compress(&mut source, BufWriter::with_capacity(COMPRESSION_BUFFER_BYTES, target))
+        .and_then(|()| fs::rename(&partial_path, gz_path(path)));
     match compressed {
         Ok(()) => remove_if_present(path),
         Err(problem) => {
@@ -108,10 +108,21 @@ fn compress_file(path: &Path) -> io::Result<()> {
     }
 }
 
+fn compress(source: &mut impl Read, target: impl Write) -> io::Result<()> {
+    let mut encoder = GzEncoder::new(target, Compression::fast());
+    let mut buffer = vec![0; COMPRESSION_BUFFER_BYTES];
+    loop {
+        let read = match source.read(&mut buffer) {
+            Ok(0) => return encoder.finish()?.flush(),
+            Err(problem) if problem.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
+        encoder.write_all(buffer.get(..read).unwrap_or_default())?;
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
-
     use super::*;
 
     fn write_old_file(path: &Path, name: &str, text: &str) -> PathBuf {
