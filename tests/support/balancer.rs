@@ -266,12 +266,12 @@ impl Balancer {
     }
 
     /// Waits until the status meets a condition; `what` describes it in the failure message.
-    pub async fn wait_for_status(&self, what: &str, condition: impl Fn(&Value) -> bool) {
+    pub async fn wait_for_status(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
         let deadline = PollDeadline::after(TEST_TIMEOUT);
         loop {
             let mut status = self.status().await;
             if condition(&status) {
-                return;
+                return status;
             }
             // The timeline is too long for a failure message.
             status["timeline"].take();

@@ -1,20 +1,18 @@
 //! The connections of a listener. A connection is counted before anything else is done with it; then its TLS
 //! handshake and its first request head have one deadline together.
 //!
-//! Each HTTP/1.1 request head is read here completely before it goes to the runner: with one deadline for the whole head, a limit on its size, an idle timeout, and a refusal in the
-//! shape of Azure's errors for a malformed one.
+//! Each HTTP/1.1 request head is read here completely before it goes to the runner: with one deadline for the whole
+//! head, a limit on its size, an idle timeout, and a refusal in the shape of Azure's errors for a malformed one.
 //!
 //! Pingora has none of these: its header timeout applies to each read, its size limit is 1 MiB, and its 400
 //! has no body.
 
 use std::future::poll_fn;
 use std::io;
-use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use std::task::{Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -27,7 +25,7 @@ use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::Session;
 use pingora::server::ShutdownWatch;
 use prometheus::IntCounter;
-use tokio::io::{AsyncRead as _, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
@@ -40,6 +38,7 @@ use super::stream::chunked::ChunkedStream;
 use super::stream::collected_writes::CollectedWrites;
 use super::stream::http1::Http1Stream;
 use super::stream::http2::{Http2Limits, Http2Stream};
+use super::stream::poll_read_arrived;
 use super::timeouts::{CLIENT_IDLE_TIMEOUT, HANDOVER_LINGER, REFUSE_AND_CLOSE_TIMEOUT, SHUTDOWN_LINGER};
 use super::tls::{AcceptError, ServerTls, plain_http_refusal};
 use crate::admission::client_ip::is_trusted_proxy;
@@ -49,9 +48,6 @@ use crate::proxy::ActiveConfig;
 use crate::proxy::runner::Runner;
 use crate::proxy::timer::Timer;
 use crate::refusal::{Refusal, RefusalReason};
-
-/// How much of a head is read at once: all of most heads, and a short body.
-const HEAD_READ_BYTES: usize = 4 * 1024;
 
 /// Handles the connections of one listener and passes their requests to the runner, which all listeners
 /// share.
@@ -218,25 +214,13 @@ async fn read_more(
 ) -> Result<(), HeadReadError> {
     tokio::select! {
         biased;
-        read = read_arrived(stream, bytes) => match read {
+        // The buffer grows as it has to.
+        read = poll_fn(|cx| poll_read_arrived(stream, cx, bytes, usize::MAX, 0)) => match read {
             Ok(count) if count > 0 => Ok(()),
             _ => Err(HeadReadError::Closed),
         },
         () = timer.wait_until(Some(deadline)) => Err(on_timeout()),
     }
-}
-
-/// Reads what has arrived, or waits until something has. The buffer grows only then: most connections are idle. Returns
-/// the number of bytes; 0 if there will be no more.
-async fn read_arrived(stream: &mut Stream, bytes: &mut BytesMut) -> io::Result<usize> {
-    poll_fn(|cx| {
-        let mut arrived = [MaybeUninit::uninit(); HEAD_READ_BYTES];
-        let mut arrived = ReadBuf::uninit(&mut arrived);
-        ready!(Pin::new(&mut *stream).poll_read(cx, &mut arrived))?;
-        bytes.extend_from_slice(arrived.filled());
-        Poll::Ready(Ok(arrived.filled().len()))
-    })
-    .await
 }
 
 #[async_trait]

@@ -4,20 +4,18 @@
 use std::fmt;
 use std::future::{Future as _, poll_fn};
 use std::io;
-use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::{Buf as _, BufMut as _, BytesMut};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::{IO, Stream};
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 
+use super::poll_read_arrived;
 use crate::proxy::stream_wrapper::{delegate_async_write, delegate_stream_traits};
 
-/// How much is read while there is no buffer yet.
-const FIRST_READ_BYTES: usize = 4 * 1024;
 /// Largest buffer that is allocated because of a declared length, before so many bytes have arrived.
 pub(in crate::proxy::client) const MAX_PREALLOCATED_BYTES: usize = 1024 * 1024;
 
@@ -103,7 +101,7 @@ impl Http1Stream {
             if count == rest && body.is_empty() {
                 *body = bytes;
             } else {
-                grow(body, rest);
+                body.reserve(growth(body, rest));
                 body.extend_from_slice(&bytes);
             }
             return Poll::Ready(Ok(count));
@@ -112,15 +110,9 @@ impl Http1Stream {
         if body.len() < body.capacity() {
             return pin!(inner.read_buf(&mut body.limit(rest))).poll(cx);
         }
-        // The buffer grows only when something has arrived: a length is easily declared.
-        let mut first = [MaybeUninit::uninit(); FIRST_READ_BYTES];
-        let mut first = ReadBuf::uninit(first.get_mut(..rest.min(FIRST_READ_BYTES)).unwrap_or_default());
-        ready!(Pin::new(&mut *inner).poll_read(cx, &mut first))?;
-        if !first.filled().is_empty() {
-            grow(body, rest);
-        }
-        body.extend_from_slice(first.filled());
-        Poll::Ready(Ok(first.filled().len()))
+        // A length is easily declared without sending anything.
+        let growth = growth(body, rest);
+        poll_read_arrived(&mut inner, cx, body, rest, growth)
     }
 
     fn inner(&self) -> MutexGuard<'_, Stream> {
@@ -132,9 +124,9 @@ impl Http1Stream {
     }
 }
 
-/// Makes room for the rest of a body. A long one doubles its buffer.
-fn grow(body: &mut BytesMut, rest: usize) {
-    body.reserve(rest.min(body.len().max(MAX_PREALLOCATED_BYTES)));
+/// How much the buffer of a body grows by, of which `rest` bytes are missing. That of a long one doubles.
+fn growth(body: &BytesMut, rest: usize) -> usize {
+    rest.min(body.len().max(MAX_PREALLOCATED_BYTES))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
