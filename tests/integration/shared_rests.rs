@@ -307,6 +307,25 @@ async fn a_missing_deployment_is_missing_for_all_and_is_there_for_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_hears_late_of_an_outage_and_its_end_knows_that_it_is_over() {
+    let server = RedisServer::start(&[]).await;
+    let first = Backend::start(404, NO_DEPLOYMENT).await;
+    let balancers = start_balancers(2, &first.yaml("first", ""), &server.shared_yaml("")).await;
+    balancers[1].send_signal("STOP");
+    first.set_broken(true);
+    balancers[0].post_chat().await;
+    wait_until_resting(&balancers[0], "first", "absent").await;
+    first.set_broken(false);
+    wait_until_async("it is there again", async || balancers[0].post_chat().await.status == 200).await;
+    wait_until_serving(&balancers[0], "first").await;
+    balancers[1].send_signal("CONT");
+    balancers[1].wait_for_log("is unavailable (absent), as another instance has found").await;
+    let found = Instant::now();
+    balancers[1].wait_for_log("is available again, as another instance has found").await;
+    assert!(found.elapsed() < Duration::from_secs(50), "by itself it would be over after a minute");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_files_that_mean_different_backends_by_a_name_do_not_rest_each_others() {
     let server = RedisServer::start(&[]).await;
     let (one, another) = (Backend::healthy().await, Backend::healthy().await);

@@ -62,11 +62,13 @@ fn is_own_secret(target: &Target, proof: Option<&str>) -> bool {
         .is_some_and(|(secret, proof)| is_proof_of(&secret.secret, &proof_context(target), proof))
 }
 
-/// Applies a message of another instance about this part. The sender's probes are left to `probes.rs`.
+/// Applies a message of another instance about this part; `told_at` is when the last one of the same instance was applied
+/// that told of the outage. The sender's probes are left to `worker.rs`.
 pub(super) fn apply(
     target: &Arc<Target>,
     cell: &AvailabilityCell,
     message: &Message,
+    told_at: Option<Instant>,
     now: Instant,
 ) -> Applied {
     match &message.event {
@@ -77,6 +79,8 @@ pub(super) fn apply(
         }
         Event::Over { age, proof } => {
             let found_at = now.checked_sub(*age).unwrap_or(now);
+            // Its messages arrive in their order, but may be late, the first of them later than by the age of the second.
+            let found_at = told_at.map_or(found_at, |told_at| told_at.max(found_at));
             if mark_over(target, cell, message, proof.as_deref(), found_at, now) {
                 Applied::Changed
             } else {
@@ -238,11 +242,22 @@ mod tests {
         event: Event,
         now: Instant,
     ) -> Applied {
+        tell_after(target, None, part, reason, event, now)
+    }
+
+    fn tell_after(
+        target: &Arc<Target>,
+        told_at: Option<Instant>,
+        part: SharedPart,
+        reason: UnavailableReason,
+        event: Event,
+        now: Instant,
+    ) -> Applied {
         let cell = part.cell(target).unwrap();
         let text = str::to_owned;
         let message =
             Message { from: text("1"), backend: text("a"), url: text("https://a.b"), part, reason, event };
-        apply(target, &cell, &message, now)
+        apply(target, &cell, &message, told_at, now)
     }
 
     /// For how long a part is unavailable.
@@ -334,11 +349,18 @@ mod tests {
         let deployment = SharedPart::Deployment("gpt-4o".to_owned());
         let reason = UnavailableReason::CoolingDown;
         let event = Event::Unavailable { left: 9 * S, status: None, proof: None };
-        tell(&same, deployment.clone(), reason, event, now);
+        tell(&same, deployment.clone(), reason, event.clone(), now);
         let old = Event::Over { age: 2 * S, proof: None };
-        tell(&same, deployment.clone(), reason, old, now + S);
+        tell(&same, deployment.clone(), reason, old.clone(), now + S);
         assert!(left(&same, &deployment, now + S).is_some(), "it was found before the refusal");
         tell(&same, deployment.clone(), reason, over(None), now + S);
         assert_eq!(left(&same, &deployment, now + S), None);
+
+        // What the same instance has told before this one marked it again.
+        tell(&same, deployment.clone(), reason, event.clone(), now);
+        tell_after(&same, Some(now - S), deployment.clone(), reason, old.clone(), now + S);
+        assert!(left(&same, &deployment, now + S).is_some(), "it was found again");
+        tell_after(&same, Some(now), deployment.clone(), reason, old, now + S);
+        assert_eq!(left(&same, &deployment, now + S), None, "the first message was late");
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct Tracked {
     pub(super) cell: Arc<AvailabilityCell>,
     /// A request of this instance has found it; the others are told.
     pub(super) is_own: bool,
+    /// The instance that told of it last, and when that was.
+    pub(super) told: Option<(String, Instant)>,
     /// The end that was announced.
     pub(super) announced: Option<(UnavailableReason, Instant)>,
     /// The status of the response that showed it, if that matters.
@@ -58,6 +60,7 @@ impl Tracked {
             target: Arc::clone(target),
             cell,
             is_own: false,
+            told: None,
             announced: None,
             status: None,
             met_at: None,
@@ -72,6 +75,11 @@ impl Tracked {
     pub(super) fn last_known_at(&self) -> Instant {
         let is_cooldown = self.last_reason == UnavailableReason::CoolingDown;
         if is_cooldown { self.quiet_at.max(self.last_until) } else { self.quiet_at }
+    }
+
+    /// When this instance told of it, if none has done so since.
+    pub(super) fn told_at(&self, instance: &str) -> Option<Instant> {
+        self.told.as_ref().filter(|(teller, _)| teller == instance).map(|(_, at)| *at)
     }
 
     /// Whether what has been announced covers an outage.

@@ -220,7 +220,8 @@ impl Worker {
         if let Event::Probing { left } = message.event {
             return self.on_other_probes(key, &target, cell, &message, left, now);
         }
-        match apply(&target, &cell, &message, now) {
+        let told_at = self.tracked.get(&key).and_then(|tracked| tracked.told_at(&message.from));
+        match apply(&target, &cell, &message, told_at, now) {
             Applied::Changed => self.on_applied(key, &target, cell, &message, now),
             Applied::Ask(question) => self.questions.push(question),
             Applied::Nothing => {}
@@ -246,6 +247,7 @@ impl Worker {
                     (before.is_own, before.status, before.met_at);
             }
             tracked.announced = Some((view.unavailable.reason, view.unavailable.until));
+            tracked.told = Some((message.from.clone(), now));
             self.tracked.insert(key, tracked);
         }
         if matches!(message.event, Event::Over { .. }) {
