@@ -180,7 +180,7 @@ impl FinishedExchange {
         }
         let Some(request) = self.captured_request.take().filter(|_| policy.captures_prompt) else { return };
         let limit = policy.max_buffered_text_bytes;
-        // A body that is not twice as long as its prompt, as far as the limit, is kept whole, which takes no copy.
+        // A body is kept whole, without a copy, if it is at most twice as long as the part of its prompt within the limit.
         let prompt_bytes = request.prompt_bytes().min(limit);
         let max_uncut_bytes = prompt_bytes.saturating_mul(2).min(SLOW_TO_PARSE_BODY_BYTES).max(limit);
         let beginning =

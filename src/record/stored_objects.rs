@@ -7,6 +7,7 @@
 
 use std::fmt::{self, Debug};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use http::Method;
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,9 @@ pub struct UnfinishedObject {
     /// The deployment that the request named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     made_for: Option<String>,
+    /// When it was made, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made_at: Option<u64>,
     /// Whether the record of the request that made it has tokens, since it broke off: they were estimated.
     #[serde(default, skip_serializing_if = "is_false")]
     has_tokens: bool,
@@ -133,6 +137,11 @@ impl StoredObjects {
         let made = UnfinishedObject {
             made_by: client.map(ToString::to_string),
             made_for: exchange.requested_deployment.as_ref().map(ToString::to_string),
+            made_at: exchange
+                .received_at
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .ok()
+                .map(|since_1970| since_1970.as_secs()),
             has_tokens,
             booked,
         };
@@ -157,6 +166,12 @@ impl UnfinishedObject {
     pub fn deployment(&self) -> Option<DeploymentName> {
         let deployment = self.made_for.as_deref().and_then(|name| DeploymentName::parse(name).ok());
         deployment.or_else(|| self.booked.as_ref()?.deployment())
+    }
+
+    /// How long ago it was made.
+    pub fn age(&self, now: SystemTime) -> Duration {
+        let made_at = self.made_at.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        made_at.and_then(|made_at| now.duration_since(made_at).ok()).unwrap_or_default()
     }
 
     /// What was booked for it; `None` if its client has no budgets.

@@ -62,7 +62,7 @@ struct SharedWriterState {
     is_overflowing: AtomicBool,
 }
 
-/// Starts the threads of the writer. Exchanges are only counted if records have no `pace`.
+/// Starts the threads of the writer. Without `writes_records`, exchanges are counted, but not written.
 ///
 /// # Errors
 /// If a thread cannot be started.

@@ -450,6 +450,29 @@ async fn an_end_counts_once_whatever_the_server_knows_of_it() {
     fixture.wait_until_used(&[105.0]).await;
 }
 
+/// After two days the server has forgotten the object, and who has counted its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_another_instance_has_counted_long_ago_counts_nowhere_again() {
+    let (mut fixture, server) = Fixture::start_shared(2, "tokens_per_day: 100000").await;
+    create(fixture.first(), "1").await;
+    let log = fixture.first().path("state/objects.log");
+    wait_until("it is remembered", || {
+        std::fs::read_to_string(&log).is_ok_and(|text| text.contains("made_at"))
+    })
+    .await;
+    fixture.first().send_signal("KILL");
+    fixture.end("1", "completed", 20, 5);
+    assert_eq!(read(&fixture.balancers[1], "1").await, json!([25, 0.025]));
+    server.command("", &["FLUSHALL"]).await;
+    let text = std::fs::read_to_string(&log).unwrap();
+    let (before, made_at) = text.split_once("\"made_at\":").unwrap();
+    let (made_at, after) = made_at.split_at(made_at.find([',', '}']).unwrap());
+    let long_ago = made_at.parse::<u64>().unwrap() - 3 * 86_400;
+    std::fs::write(&log, format!("{before}\"made_at\":{long_ago}{after}")).unwrap();
+    fixture.balancers[0].start_again().await;
+    assert_eq!(read(fixture.first(), "1").await, Value::Null);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_granted_too_late_is_given_back_and_counts_at_the_next_read() {
     let (fixture, server) = Fixture::start_shared(2, "tokens_per_day: 100000").await;

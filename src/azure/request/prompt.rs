@@ -62,9 +62,9 @@ pub struct PromptBeginning<'b> {
     pub is_truncated: bool,
 }
 
-/// What [`prompt_text`] returns for at most `limit` bytes of the prompt in the body, in time and memory in proportion to
-/// `limit`. It is longer if binary data is shorter than what replaces it. Half of a surrogate pair, of which the rest is
-/// beyond the limit, is replaced. `None` if this is not possible, because the prompt begins with long binary data.
+/// The beginning of what [`prompt_text`] returns, made from at most `limit` bytes of the prompt, in time and memory in
+/// proportion to `limit`. It can be longer than `limit`, since what replaces binary data can be longer than the data. If the
+/// limit splits a surrogate pair, its first half is replaced. `None` if the prompt begins with long binary data.
 pub fn prompt_beginning<'b>(
     body: &'b [u8],
     parts: &PromptPartRanges,

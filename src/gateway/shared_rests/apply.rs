@@ -79,7 +79,8 @@ pub(super) fn apply(
         }
         Event::Over { age, proof } => {
             let found_at = now.checked_sub(*age).unwrap_or(now);
-            // Its messages arrive in their order, but may be late, the first of them later than by the age of the second.
+            // Messages of one instance arrive in order, but may be delayed. If the first is delayed by more than the age of the
+            // second, `found_at` is before the outage that it ends.
             let found_at = told_at.map_or(found_at, |told_at| told_at.max(found_at));
             if mark_over(target, cell, message, proof.as_deref(), found_at, now) {
                 Applied::Changed

@@ -1,6 +1,6 @@
 //! Objects during an upgrade. The successor gets those of this process, and reports of what happens to objects
-//! afterwards. It alone corrects what was booked then, so that each booking is corrected once, and says which ends it had
-//! already seen, so that the tokens are in one record.
+//! afterwards. From then on only the successor corrects bookings, so that each is corrected once. It also answers which ends
+//! it had already seen, so that only one record has the tokens.
 
 use std::io;
 use std::sync::atomic::Ordering;

@@ -57,6 +57,11 @@ impl ObjectMemory {
         Some(object)
     }
 
+    /// An object.
+    pub(super) fn get(&self, key: StoredObjectKey) -> Option<&UnfinishedObject> {
+        self.by_key.get(&key)
+    }
+
     /// Whether there is none.
     pub(super) fn is_empty(&self) -> bool {
         self.by_key.is_empty()

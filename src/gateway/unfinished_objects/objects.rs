@@ -4,14 +4,14 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::runtime::Handle;
 
 use super::log::{self, ObjectLog};
 use super::memory::ObjectMemory;
 use super::report::{Handover, MadeObject};
-use super::shared::{Claim, SharedObjects};
+use super::shared::{self, Claim, SharedObjects};
 use crate::admission::limits::{ClientAccounts, FinalUse};
 use crate::record::stored_objects::{ObjectEnd, StoredObjectKey, UnfinishedObject, UnfinishedObjectKeeper};
 use crate::shared::SharedLink;
@@ -151,6 +151,12 @@ impl UnfinishedObjects {
         is_first.then_some(object)
     }
 
+    /// Whether the server has forgotten this object, and whether another instance has counted its end.
+    fn is_forgotten_by_server(&self, key: StoredObjectKey) -> bool {
+        let state = self.lock();
+        state.memory.get(key).is_some_and(|object| object.age(SystemTime::now()) >= shared::LIFETIME)
+    }
+
     fn forget_and_report(
         &self,
         key: StoredObjectKey,
@@ -196,6 +202,10 @@ impl UnfinishedObjectKeeper for UnfinishedObjects {
                 Some(object)
             }
             Claim::Taken => {
+                self.forget(key, |_| None);
+                None
+            }
+            Claim::Unknown | Claim::NotAnswered if self.is_forgotten_by_server(key) => {
                 self.forget(key, |_| None);
                 None
             }

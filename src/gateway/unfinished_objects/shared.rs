@@ -21,10 +21,8 @@ use crate::shared::{Script, SharedError, SharedLink, Value, cmd};
 const VERSION: u32 = 1;
 /// Changes that wait for the server. What comes on top is dropped: it counts as estimated.
 const MAX_WAITING_CHANGES: usize = 16 * 1024;
-/// How long an object is remembered.
-const LIFETIME: Duration = Duration::from_secs(2 * 86_400);
-/// How long it is known that an object was claimed: longer than any instance may still write it.
-const CLAIMED_LIFETIME: Duration = Duration::from_secs(3600);
+/// How long the server remembers an object, and a claim to one. It knows every claim to an object that was made so recently.
+pub(super) const LIFETIME: Duration = Duration::from_secs(2 * 86_400);
 /// How long the server may take for a change.
 const TIME_LIMIT: Duration = Duration::from_secs(1);
 /// How long a record waits for the answer to a claim.
@@ -35,8 +33,8 @@ const RETRY_DELAY: Duration = Duration::from_millis(250);
 /// Instances tell each other which objects were claimed.
 const TAKEN_TOPIC: &str = "ended-objects";
 
-/// Claims an object. `KEYS`: the object. `ARGV`: who claims it, and how many seconds that is known. The one that has claimed an
-/// object gets it again if it has missed the answer; another one gets an empty text.
+/// Claims an object. `KEYS`: the object. `ARGV`: the claimant, and for how many seconds the claim is remembered. The claimant
+/// gets the object again if it has missed the answer; another one gets an empty text.
 const CLAIM_SCRIPT: &str = r"
 local value = redis.call('GET', KEYS[1])
 if not value then return false end
@@ -72,7 +70,7 @@ pub(super) enum Claim {
     Granted(UnfinishedObject),
     /// Another one has.
     Taken,
-    /// The server does not know the object: no instance has made it, or the server has lost it.
+    /// The server does not know the object: no instance has made it, or the server has lost or forgotten it.
     Unknown,
     /// The server is away, or too slow.
     NotAnswered,
@@ -211,7 +209,7 @@ impl Worker {
 
     async fn claim(&self, key: StoredObjectKey, claimant: &str) -> Result<Claim, SharedError> {
         let mut claim = self.claim.prepare_invoke();
-        claim.key(self.key(key)).arg(claimant).arg(CLAIMED_LIFETIME.as_secs());
+        claim.key(self.key(key)).arg(claimant).arg(LIFETIME.as_secs());
         Ok(match self.link.run_script(&claim, TIME_LIMIT).await? {
             Value::BulkString(text) if text.is_empty() => Claim::Taken,
             Value::BulkString(text) => parse(&text).map_or(Claim::Unknown, Claim::Granted),

@@ -158,7 +158,8 @@ pub(super) async fn read_body(
     limits: &BodyLimits,
 ) -> Result<RequestBody, BodyReadError> {
     let declared_length = declared_length(session);
-    // Such a body is read without Pingora, which must not have begun with it: see `admit.rs`, `configure_session`.
+    // Such a body is read directly from the connection. Pingora must not have begun to read it: see `admit.rs`,
+    // `configure_session`.
     let sized_length = declared_length
         .filter(|length| *length > 0 && Http1Stream::of_session(session).is_some())
         .and_then(|length| usize::try_from(length).ok());

@@ -19,7 +19,7 @@ use crate::proxy::stream_wrapper::{delegate_async_write, delegate_stream_traits}
 /// Largest buffer that is allocated because of a declared length, before so many bytes have arrived.
 pub(in crate::proxy::client) const MAX_PREALLOCATED_BYTES: usize = 1024 * 1024;
 
-/// A connection. What was read beyond the head of a request is the first that is read of it afterwards.
+/// A connection. Bytes that were read beyond a request head are returned by the next read.
 ///
 /// Pingora's sessions give only a shared reference to their stream, hence the locks; nothing ever waits for them.
 pub(in crate::proxy::client) struct Http1Stream {
