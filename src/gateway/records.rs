@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use super::Gateway;
 use crate::admission::client::Client;
 use crate::config::{RecordedContent, TracesConfig};
+use crate::record::delivery::WriteReceipt;
 use crate::record::exchange::{CapturePolicy, FinishedExchange};
-use crate::record::writer::WriteReceipt;
 
 /// How much text is captured beyond the limit of a record, so that a pattern to redact is found whole if
 /// it crosses the limit.
@@ -48,7 +48,7 @@ impl Gateway {
         policy: CapturePolicy,
     ) -> Option<WriteReceipt> {
         self.process_state.requests_finished.fetch_add(1, Ordering::Relaxed);
-        self.process_state.recorder.enqueue(exchange, policy)
+        self.process_state.recorder.record(exchange, policy)
     }
 
     /// Has the queued records written.

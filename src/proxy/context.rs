@@ -25,10 +25,10 @@ use crate::config::ListenerConfig;
 use crate::credentials::SecretValue;
 use crate::gateway::{AdmittedRequest, Gateway};
 use crate::names::Caller;
+use crate::record::delivery::WriteReceipt;
 use crate::record::exchange::{
     CapturePolicy, CapturedRequest, ExchangeOutcome, FinishedExchange, WEBSOCKET_METHOD,
 };
-use crate::record::writer::WriteReceipt;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::routing::health::stall::WatchedAttempt;
 use crate::routing::spill::SpillReason;

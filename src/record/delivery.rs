@@ -6,6 +6,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::sync::oneshot;
+
 /// The names of the spool and the sinks in the spool's file names, in metrics and in the status.
 pub const SPOOL: &str = "spool";
 /// The sink that writes lines of JSON to a file.
@@ -29,6 +31,20 @@ pub struct Backlog {
     pub bytes: u64,
     /// Since when the oldest waits; `None` if there is none, or if it is not known.
     pub oldest: Option<SystemTime>,
+}
+
+/// Resolves when the record is in the kernel, so that it survives the process, or is lost.
+pub type WriteReceipt = oneshot::Receiver<()>;
+
+impl Backlog {
+    /// Both together.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            records: self.records.zip(other.records).map(|(one, other)| one + other),
+            bytes: self.bytes + other.bytes,
+            oldest: self.oldest.into_iter().chain(other.oldest).min(),
+        }
+    }
 }
 
 /// The delivery to the spool and to each sink.

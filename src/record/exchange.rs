@@ -347,6 +347,11 @@ impl FinishedExchange {
         self.client_headers.trace_context.map(|parent| parent.trace_id).or(self.own_trace_id)
     }
 
+    /// When the exchange ended.
+    pub(super) fn ended_at(&self) -> SystemTime {
+        self.received_at + self.duration
+    }
+
     /// Whether the client got no complete response, or a status of 500 or above.
     pub(super) fn has_failed(&self) -> bool {
         self.outcome == ExchangeOutcome::Failed || self.client_status.is_some_and(|status| status >= 500)

@@ -6,7 +6,6 @@
 
 pub mod affinity;
 pub mod affinity_statistics;
-mod appender;
 pub mod attempt_errors;
 pub mod client_headers;
 pub mod cost;
@@ -19,9 +18,7 @@ pub mod line;
 pub mod metrics;
 mod missing_usage;
 pub mod prompt_tokens;
-mod queue;
 pub mod recent_trouble;
-mod record_context;
 pub mod redact;
 pub mod refusal_counts;
 pub mod render;
@@ -51,9 +48,8 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use log::{error, warn};
 use tokio::runtime::Handle;
 
-use self::appender::RecordAppender;
 use self::cost::Pricing;
-use self::delivery::{Backlog, DeliveryState};
+use self::delivery::{Backlog, DeliveryState, WriteReceipt};
 use self::exchange::{CapturePolicy, FinishedExchange};
 use self::file_system::is_remote;
 use self::metrics::Metrics;
@@ -62,7 +58,8 @@ use self::sinks::{jsonl, log_analytics};
 use self::spool::{Spool, SpoolView};
 use self::stored_objects::StoredObjects;
 use self::traces::TracesControl;
-use self::writer::{RecordQueue, WriteReceipt};
+use self::writer::write_ahead_log::LogPlace;
+use self::writer::{RecordAppender, RecordQueue};
 use crate::config::{Config, JsonlConfig, SpoolConfig};
 use crate::credentials::Keyring;
 use crate::system_error::describe;
@@ -157,10 +154,12 @@ impl Recorder {
             Some((tracer, control, thread)) => (Some(tracer), Some(control), vec![thread]),
             None => (None, None, Vec::new()),
         };
+        let server = &config.server;
         let Some(config) = &config.record else {
             let redactor = Arc::<ArcSwap<Redactor>>::default();
             let appender = RecordAppender::new(None, None, false, tracer);
-            let (queue, writer) = writer::start_writer(appender, false, &redactor, &pricing, &metrics)?;
+            let (queue, writer) =
+                writer::start_writer(appender, None, server.worker_threads, &redactor, &pricing, &metrics)?;
             threads.push(writer);
             return Ok(Self {
                 queue,
@@ -208,7 +207,18 @@ impl Recorder {
         let is_local = !directory.is_some_and(is_remote);
         let line_file = jsonl.as_ref().filter(|_| is_local).map(|control| control.file());
         let appender = RecordAppender::new(Some(spool), line_file, log_analytics.is_some(), tracer);
-        let (queue, writer) = writer::start_writer(appender, true, &redactor, &pricing, &metrics)?;
+        let log_place = LogPlace {
+            directory: server.runtime_directory().to_owned(),
+            spool_directory: config.spool.directory.clone(),
+        };
+        let (queue, writer) = writer::start_writer(
+            appender,
+            Some(log_place),
+            server.worker_threads,
+            &redactor,
+            &pricing,
+            &metrics,
+        )?;
         threads.push(writer);
         Ok(Self {
             queue,
@@ -223,13 +233,14 @@ impl Recorder {
         })
     }
 
-    /// Queues an exchange for the writer and returns at once. The receipt resolves when the record is
-    /// written; it is `None` if no record will be written. Call [`Recorder::wake_writer`] afterwards.
-    pub fn enqueue(&self, exchange: Box<FinishedExchange>, policy: CapturePolicy) -> Option<WriteReceipt> {
-        self.queue.enqueue(exchange, policy)
+    /// Counts an exchange and makes its record, or queues it for the writer. The receipt resolves when the record is in the
+    /// kernel; it is `None` if it is there already, or if there will be none. Call [`Recorder::wake_writer`] before waiting
+    /// for it.
+    pub fn record(&self, exchange: Box<FinishedExchange>, policy: CapturePolicy) -> Option<WriteReceipt> {
+        self.queue.record(exchange, policy)
     }
 
-    /// Wakes the writer if exchanges are queued. One call is enough for several exchanges.
+    /// Wakes the writer if somebody waits for it. One call is enough for several exchanges.
     pub fn wake_writer(&self) {
         self.queue.wake_writer();
     }

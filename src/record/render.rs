@@ -1,7 +1,7 @@
 //! Makes the record of a finished exchange: extracts the text of prompt and completion, redacts it, and writes the
 //! line of the access log.
 //!
-//! All of this runs on the threads of the writer, not on those that serve requests.
+//! What takes long runs on the threads of the writer, not on those that serve requests.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -41,6 +41,11 @@ const REDACTION_MARGIN_BYTES: usize = 16 * 1024;
 
 /// How much is hidden of a text that was cut while another one, such as that of the next choice, went on.
 const HIDDEN_BEFORE_CUT_BYTES: usize = 4 * 1024;
+
+/// Whether each exchange has a line in the access log.
+pub fn is_access_logged() -> bool {
+    log_enabled!(target: ACCESS_LOG_TARGET, Level::Info)
+}
 
 impl FinishedExchange {
     /// The record of this exchange. Also counts the exchange in `metrics` and logs its line of the access
@@ -82,7 +87,7 @@ impl FinishedExchange {
         let settled = self.settle_limits(capture.usage.as_ref(), capture.is_usage_estimated, cost);
         stored_objects.on_settled(self, &capture, settled.as_deref());
         metrics.record_exchange(self, capture.usage.as_ref(), cost);
-        if log_enabled!(target: ACCESS_LOG_TARGET, Level::Info) {
+        if is_access_logged() {
             info!(target: ACCESS_LOG_TARGET, "{}", self.access_log_line(capture.usage.as_ref()));
         }
         let is_counted_later = self.makes_unfinished_object(&capture);

@@ -14,6 +14,8 @@ const MAX_COUNTED: usize = 100_000;
 pub(super) enum Place {
     /// In the spool, and not delivered to these sinks.
     Spool(Vec<&'static str>),
+    /// In memory, where it waits to be written.
+    WriteAheadLog,
     File(PathBuf),
     /// In the memory of the running process, which keeps recent trouble.
     RunningProcess,
@@ -24,6 +26,7 @@ impl fmt::Display for Place {
         match self {
             Self::Spool(sinks) if sinks.is_empty() => f.write_str("the spool"),
             Self::Spool(sinks) => write!(f, "the spool (not delivered to {} yet)", sinks.join(" and ")),
+            Self::WriteAheadLog => f.write_str("memory (waiting to be written)"),
             Self::File(path) => path.display().fmt(f),
             Self::RunningProcess => f.write_str("the memory of the running process"),
         }

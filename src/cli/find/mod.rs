@@ -68,7 +68,9 @@ pub(super) fn run(arguments: &FindArguments) -> Result<(), CliError> {
     let progress = Progress::start("reading records");
     let mut search = Search::new(&id, arguments.limit.into(), &progress);
     match &config {
-        Some(Config { record: Some(record), .. }) => search.search_configured(record),
+        Some(Config { record: Some(record), server, .. }) => {
+            search.search_configured(record, server.runtime_directory());
+        }
         Some(_) => {}
         None => search.search_files(&arguments.files),
     }

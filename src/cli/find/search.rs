@@ -13,6 +13,7 @@ use crate::cli::progress::Progress;
 use crate::cli::record_files::{describe_read_problem, open_record_file, total_bytes};
 use crate::config::{JsonlConfig, RecordConfig};
 use crate::record::spool::scan::{SegmentEnd, SpooledRecord, list_segments, visit_records};
+use crate::record::writer::write_ahead_log::{LogPlace, visit_records as visit_logged_records};
 use crate::record::{dead_letter_file, delivery, list_record_files};
 use crate::system_error::describe;
 
@@ -48,12 +49,16 @@ impl<'a> Search<'a> {
         Self { id, progress, found: FoundRecords::new(limit), searched: Searched::default() }
     }
 
-    /// Searches all places of this configuration.
-    pub(super) fn search_configured(&mut self, config: &RecordConfig) {
+    /// Searches all places of this configuration. `runtime_directory` is where records wait in memory.
+    pub(super) fn search_configured(&mut self, config: &RecordConfig, runtime_directory: &Path) {
         let mut sinks = Vec::new();
         sinks.extend(config.jsonl.as_ref().map(|_| delivery::JSONL));
         sinks.extend(config.log_analytics.as_ref().map(|_| delivery::LOG_ANALYTICS));
-        // First the spool: what leaves it meanwhile is in the file by then.
+        // In the order in which records move on: what leaves a place meanwhile is in the next one by then.
+        self.search_write_ahead_logs(&LogPlace {
+            directory: runtime_directory.to_owned(),
+            spool_directory: config.spool.directory.clone(),
+        });
         self.search_spool(&config.spool.directory, &sinks);
         if let Some(jsonl) = &config.jsonl {
             self.search_record_files(jsonl);
@@ -77,6 +82,16 @@ impl<'a> Search<'a> {
                 ));
             }
         }
+    }
+
+    /// Those who may not read the directory are told of the other places only: what is there moves on in milliseconds,
+    /// or at the next start if the process was killed.
+    fn search_write_ahead_logs(&mut self, place: &LogPlace) {
+        let Self { id, found, searched, .. } = self;
+        visit_logged_records(place, |record| {
+            searched.bytes += record.len() as u64;
+            add_if_it_has_the_id(id, record, Place::WriteAheadLog, found);
+        });
     }
 
     fn search_spool(&mut self, directory: &Path, sinks: &[&'static str]) {

@@ -1,7 +1,7 @@
 //! `timeouts`, `admin` and `server`: the process as a whole.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::credentials::SecretSource;
@@ -64,4 +64,12 @@ pub struct ServerConfig {
     /// The directory for what survives a restart; only the balancer uses it. It may be missing or not be
     /// writable. `None` for nothing.
     pub state_directory: Option<PathBuf>,
+}
+
+impl ServerConfig {
+    /// The directory of the upgrade socket, which only the balancer uses.
+    pub fn runtime_directory(&self) -> &Path {
+        let parent = self.upgrade_socket_path.parent();
+        parent.filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    }
 }

@@ -15,7 +15,7 @@ use super::timeouts::{UNREAD_GRACE, UPLOAD_DRAIN_TIMEOUT};
 use crate::gateway::ModelsAnswer;
 use crate::proxy::attempt::final_response;
 use crate::proxy::context::RequestContext;
-use crate::record::writer::WriteReceipt;
+use crate::record::delivery::WriteReceipt;
 use crate::refusal::Refusal;
 
 /// Longest time that the last bytes of a response wait for its record.

@@ -40,6 +40,12 @@ impl FrameBuffer {
         frames.filter_map(|frame| frame.get(FRAME_HEADER_BYTES..))
     }
 
+    /// The record that was added last.
+    pub fn last_record(&self) -> Option<&[u8]> {
+        let start = self.ends.len().checked_sub(2).and_then(|index| self.ends.get(index)).copied();
+        self.bytes.get(start.unwrap_or(0) + FRAME_HEADER_BYTES..*self.ends.last()?)
+    }
+
     /// The frames with their lengths and checksums.
     pub(super) fn complete_frames(&mut self) -> &[u8] {
         let mut start = 0;

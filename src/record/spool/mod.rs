@@ -17,7 +17,7 @@ mod shared;
 
 use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -182,7 +182,12 @@ impl Spool {
     }
 
     /// Logs the first of several failures.
-    fn on_write_failed(&mut self, problem: &io::Error, lost_records: u64, now: Instant) {
+    pub(in crate::record) fn on_write_failed(
+        &mut self,
+        problem: &io::Error,
+        lost_records: u64,
+        now: Instant,
+    ) {
         let incident = self.incident.get_or_insert_with(|| {
             let (directory, problem) = (self.shared.directory.display(), describe(problem));
             error!(
@@ -224,6 +229,26 @@ impl Spool {
             segment.on_appended(frames.byte_len() as u64, frames.record_count(), SystemTime::now());
         }
         drop(state);
+        self.shared.state_changed.notify_all();
+        Ok(())
+    }
+
+    /// Appends records that another process left in memory, and may have delivered, as a segment of their own.
+    ///
+    /// # Errors
+    /// If they cannot be written: then none of them are.
+    pub fn append_recovered(&mut self, frames: &mut FrameBuffer) -> io::Result<()> {
+        let directory = &self.shared.directory;
+        let mut segment =
+            segment::create_segment(directory, self.created_segment_count, &self.shared.sink_names, None)?;
+        self.created_segment_count += 1;
+        if let Err(problem) = segment.file().write_all_at(frames.complete_frames(), segment.length()) {
+            segment.delete_files(directory);
+            return Err(problem);
+        }
+        segment.on_recovered(frames.byte_len() as u64, frames.record_count());
+        segment.seal(directory);
+        self.shared.lock().insert_segment(segment);
         self.shared.state_changed.notify_all();
         Ok(())
     }

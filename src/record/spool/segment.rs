@@ -317,6 +317,13 @@ impl Segment {
         }
     }
 
+    /// Notes that records of another process were written to the empty file.
+    pub(super) fn on_recovered(&mut self, bytes: u64, records: u64) {
+        self.length += bytes;
+        self.is_adopted = true;
+        self.positions.iter_mut().for_each(|position| position.undelivered_records = Some(records));
+    }
+
     /// The sink that got the records of the segment before they were appended to it.
     pub(super) fn delivered_to(&self) -> Option<&'static str> {
         self.delivered_to

@@ -10,9 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
-use super::delivery::Backlog;
-use super::exchange::{CapturePolicy, FinishedExchange};
 use crate::names::ClientName;
+use crate::record::delivery::Backlog;
+use crate::record::exchange::{CapturePolicy, FinishedExchange};
 
 /// The memory of queued exchanges beyond which content, and then records, are dropped.
 const MAX_QUEUED_BYTES: usize = 192 * 1024 * 1024;
@@ -95,10 +95,6 @@ impl QueuedExchange {
         Self { exchange, policy, written_sender, charge }
     }
 
-    fn ended_at(&self) -> SystemTime {
-        self.exchange.received_at + self.exchange.duration
-    }
-
     /// Takes it apart. The charge is to be released when the record is written.
     pub(super) fn into_parts(
         self,
@@ -175,7 +171,7 @@ impl ExchangeQueue {
         {
             bytes += exchange.charge.bytes;
             state.take_content(&exchange.charge);
-            state.oldest_taken = state.oldest_taken.or(Some(exchange.ended_at()));
+            state.oldest_taken = state.oldest_taken.or(Some(exchange.exchange.ended_at()));
             taken.push(exchange);
         }
         shrink_if_idle(&mut state.ready);
@@ -195,7 +191,7 @@ impl ExchangeQueue {
         Backlog {
             records: Some(state.charged_count),
             bytes: state.charged_bytes as u64,
-            oldest: queued.map(QueuedExchange::ended_at).chain(state.oldest_taken).min(),
+            oldest: queued.map(|queued| queued.exchange.ended_at()).chain(state.oldest_taken).min(),
         }
     }
 

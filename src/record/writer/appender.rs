@@ -3,22 +3,20 @@
 //! They go to the file of the JSON lines sink at once. What that file does not take, and what another sink has to
 //! deliver, goes to the spool. All records that are passed together are in one write.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use log::error;
-
-use super::delivery;
-use super::exchange::{CapturePolicy, FinishedExchange};
-use super::line::RecordLine;
 use super::record_context::RecordContext;
-use super::sinks::jsonl::LineFile;
-use super::spool::{FrameBuffer, Spool};
-use super::traces::{AnswerFacts, Tracer};
+use super::write_ahead_log::{LogPlace, take_orphans};
+use crate::record::delivery;
+use crate::record::exchange::{CapturePolicy, FinishedExchange};
+use crate::record::line::RecordLine;
+use crate::record::sinks::jsonl::LineFile;
+use crate::record::spool::{FrameBuffer, Spool};
+use crate::record::traces::{AnswerFacts, Tracer};
 
 /// Where records go.
-pub(super) struct RecordAppender {
+pub(in crate::record) struct RecordAppender {
     /// `None` if no records are kept.
     spool: Option<Spool>,
     jsonl: Option<DirectFile>,
@@ -39,7 +37,7 @@ struct DirectFile {
 impl RecordAppender {
     /// Records go to `jsonl`, if that is configured, and to the spool if that fails or there are other sinks. Without a
     /// spool, exchanges are only counted.
-    pub(super) fn new(
+    pub(in crate::record) fn new(
         spool: Option<Spool>,
         jsonl: Option<Arc<Mutex<LineFile>>>,
         has_other_sinks: bool,
@@ -47,6 +45,11 @@ impl RecordAppender {
     ) -> Self {
         let jsonl = jsonl.map(|file| DirectFile { file, is_up_to_date: true });
         Self { spool, jsonl, has_other_sinks, tracer, frames: FrameBuffer::default() }
+    }
+
+    /// Whether traces are made of the exchanges that are passed.
+    pub(super) fn makes_traces(&self) -> bool {
+        self.tracer.is_some()
     }
 
     /// Makes the record of an exchange, which also counts it, and adds it to the next write. Passes the exchange on
@@ -57,11 +60,7 @@ impl RecordAppender {
         exchange: FinishedExchange,
         policy: CapturePolicy,
     ) {
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.push_record(context, exchange, policy)));
-        if outcome.is_err() {
-            error!("a record could not be made and is dropped: this is a bug in aoai-lb");
-            context.metrics.count_records(delivery::SPOOL, "dropped", 1);
-        }
+        context.catch_panic(|| self.push_record(context, exchange, policy));
     }
 
     fn push_record(
@@ -94,25 +93,32 @@ impl RecordAppender {
 
     /// Writes the records that were added since the last call. Those that cannot be written are lost and counted.
     pub(super) fn write(&mut self, context: &RecordContext) {
-        if self.frames.is_empty() {
+        let mut frames = std::mem::take(&mut self.frames);
+        self.write_frames(context, &mut frames);
+        frames.clear();
+        self.frames = frames;
+    }
+
+    /// Writes these records. Those that cannot be written are lost and counted.
+    pub(super) fn write_frames(&mut self, context: &RecordContext, frames: &mut FrameBuffer) {
+        if frames.is_empty() {
             return;
         }
-        let delivered_to = self.deliver_at_once(context);
+        let delivered_to = self.deliver_at_once(context, frames);
         let Some(spool) = &mut self.spool else { return };
-        let record_count = self.frames.record_count();
+        let record_count = frames.record_count();
         let lost = if delivered_to.is_none() || self.has_other_sinks {
-            spool.append(&mut self.frames, delivered_to, Instant::now())
+            spool.append(frames, delivered_to, Instant::now())
         } else {
             0
         };
         context.metrics.count_records(delivery::SPOOL, "dropped", lost);
         context.metrics.count_records(delivery::SPOOL, "written", record_count - lost);
-        self.frames.clear();
     }
 
     /// Appends the records to the file of the JSON lines sink, unless older ones wait in the spool or somebody else
     /// has locked the file. Returns the sink's name if they are in the file.
-    fn deliver_at_once(&mut self, context: &RecordContext) -> Option<&'static str> {
+    fn deliver_at_once(&mut self, context: &RecordContext, frames: &FrameBuffer) -> Option<&'static str> {
         let jsonl = self.jsonl.as_mut()?;
         if !jsonl.is_up_to_date && !self.spool.as_ref()?.is_delivered_to(delivery::JSONL) {
             return None;
@@ -121,10 +127,10 @@ impl RecordAppender {
         // The sink's thread locks it when it writes what was in the spool: nothing is to wait for that.
         let mut file = jsonl.file.try_lock().ok()?;
         let locked = file.lock(Duration::ZERO);
-        match locked.and_then(|locked| locked.append(self.frames.records())) {
+        match locked.and_then(|locked| locked.append(frames.records())) {
             Ok(()) => {
                 jsonl.is_up_to_date = true;
-                context.metrics.count_records(delivery::JSONL, "delivered", self.frames.record_count());
+                context.metrics.count_records(delivery::JSONL, "delivered", frames.record_count());
                 Some(delivery::JSONL)
             }
             Err(problem) => {
@@ -144,10 +150,18 @@ impl RecordAppender {
         self.report_spool_failure(context);
     }
 
-    /// To be called every now and then: looks for segments of processes that have ended.
-    pub(super) fn adopt_orphans(&mut self) {
-        if let Some(spool) = &mut self.spool {
-            spool.adopt_orphans();
+    /// To be called every now and then: looks for segments of processes that have ended, and for their write-ahead logs.
+    pub(super) fn adopt_orphans(&mut self, log_place: Option<&LogPlace>) {
+        let Some(spool) = &mut self.spool else { return };
+        spool.adopt_orphans();
+        for orphan in log_place.into_iter().flat_map(take_orphans) {
+            let mut frames = FrameBuffer::default();
+            orphan.records().for_each(|record| frames.push_record(|buffer| buffer.extend_from_slice(record)));
+            match spool.append_recovered(&mut frames) {
+                Ok(()) => orphan.delete(),
+                // It is tried again.
+                Err(problem) => spool.on_write_failed(&problem, 0, Instant::now()),
+            }
         }
     }
 

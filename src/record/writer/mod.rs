@@ -1,27 +1,37 @@
-//! The thread that makes records from finished exchanges and writes them.
+//! Makes records of finished exchanges, and writes them on a thread of its own, so that a slow disk delays no request.
 //!
-//! Exchanges reach it through the queue in `queue.rs`, so that a slow disk delays no request. All records that
-//! are queued are written at once.
+//! Most records are made by the thread that served the request, and go to `rendered_records`, and so to the
+//! `write_ahead_log`. Exchanges whose records take longer, or for which there is no room, go to the `queue`: the writer
+//! makes their records itself. It writes all that is there at once (`appender`).
+
+mod appender;
+mod queue;
+mod record_context;
+mod rendered_records;
+pub mod write_ahead_log;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{JoinHandle, Thread, park_timeout, sleep};
+use std::thread::{JoinHandle, Thread, park_timeout};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use log::{error, warn};
 use tokio::sync::oneshot;
 
-use super::appender::RecordAppender;
+pub(super) use self::appender::RecordAppender;
+use self::queue::{Charge, Dropped, ExchangeQueue, QueuedExchange};
+use self::record_context::RecordContext;
+use self::rendered_records::{RenderedRecords, TakenRecords};
+use self::write_ahead_log::LogPlace;
 use super::cost::Pricing;
-use super::delivery::{self, Backlog};
+use super::delivery::{self, Backlog, WriteReceipt};
 use super::exchange::{CapturePolicy, FinishedExchange};
 use super::metrics::Metrics;
-use super::queue::{Charge, Dropped, ExchangeQueue, QueuedExchange};
-use super::record_context::RecordContext;
 use super::redact::Redactor;
+use super::render::is_access_logged;
 use super::stored_objects::StoredObjects;
 use super::token_estimate::TokenEstimator;
 
@@ -31,8 +41,11 @@ const MAX_BATCH_BYTES: usize = 256 * 1024;
 const ORPHAN_SCAN_INTERVAL: Duration = Duration::from_secs(5);
 /// How often it is checked whether the spool's directory is there.
 const SPOOL_MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
-/// How long exchanges are collected that are only counted, to wake the thread less often.
-const METRICS_ONLY_BATCH_DELAY: Duration = Duration::from_millis(10);
+/// How long records are collected that nobody waits for, to wake the thread less often.
+const BATCH_DELAY: Duration = Duration::from_millis(10);
+/// A record of an exchange that holds more than this is made by the writer: a thread that serves requests is not to be
+/// kept from the others for long.
+const MAX_CONTENT_RENDERED_AT_ONCE: usize = 256 * 1024;
 /// How often it is checked whether the tokenizers are idle.
 const TOKENIZER_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How much of a text is tokenized while at most so many exchanges wait. The more wait, the rougher are the
@@ -40,9 +53,6 @@ const TOKENIZER_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 const TOKENIZED_BYTES_BY_BACKLOG: [(usize, usize); 3] = [(16, 64 * 1024), (256, 8 * 1024), (4096, 1024)];
 /// How much of a text is tokenized while more exchanges wait.
 const MIN_TOKENIZED_BYTES: usize = 128;
-
-/// Resolves when the record is in the kernel's page cache, so that it survives the process, or is lost.
-pub type WriteReceipt = oneshot::Receiver<()>;
 
 /// The queue of the writer, as the rest of the program sees it.
 #[derive(Debug)]
@@ -54,29 +64,35 @@ pub struct RecordQueue {
 /// What the threads that write records share.
 struct SharedWriterState {
     queue: ExchangeQueue,
+    rendered: RenderedRecords,
     appender: Mutex<RecordAppender>,
     writes_records: bool,
+    makes_traces: bool,
     context: RecordContext,
     dropped_records: AtomicU64,
     lightened_records: AtomicU64,
     is_overflowing: AtomicBool,
 }
 
-/// Starts the threads of the writer. Without `writes_records`, exchanges are counted, but not written.
+/// Starts the threads of the writer, for exchanges of so many threads. Without a place for write-ahead logs, exchanges are
+/// counted, but not written.
 ///
 /// # Errors
 /// If a thread cannot be started.
 pub(super) fn start_writer(
     appender: RecordAppender,
-    writes_records: bool,
+    log_place: Option<LogPlace>,
+    threads: usize,
     redactor: &Arc<ArcSwap<Redactor>>,
     pricing: &Arc<ArcSwapOption<Pricing>>,
     metrics: &Arc<Metrics>,
 ) -> io::Result<(RecordQueue, JoinHandle<()>)> {
     let shared = Arc::new(SharedWriterState {
         queue: ExchangeQueue::default(),
+        makes_traces: appender.makes_traces(),
         appender: Mutex::new(appender),
-        writes_records,
+        writes_records: log_place.is_some(),
+        rendered: RenderedRecords::new(threads, log_place),
         context: RecordContext {
             redactor: Arc::clone(redactor),
             pricing: Arc::clone(pricing),
@@ -98,16 +114,20 @@ pub(super) fn start_writer(
 }
 
 impl RecordQueue {
-    /// Queues an exchange and returns at once. The receipt is `None` if no record will be written. Call
-    /// [`RecordQueue::wake_writer`] afterwards: one call is enough for several exchanges.
-    pub fn enqueue(
-        &self,
-        mut exchange: Box<FinishedExchange>,
-        policy: CapturePolicy,
-    ) -> Option<WriteReceipt> {
+    /// Counts an exchange and makes its record, or queues it for the writer. The receipt is `None` if nothing is to be
+    /// waited for: the record is in the kernel, or there will be none. Call [`RecordQueue::wake_writer`] if there is one: one
+    /// call is enough for several exchanges.
+    pub fn record(&self, mut exchange: Box<FinishedExchange>, policy: CapturePolicy) -> Option<WriteReceipt> {
         exchange.shorten_content(policy, |body_bytes| self.shared.queue.max_sample_bytes(body_bytes));
         let objects = &self.shared.context.stored_objects;
         let is_slow = exchange.is_slow_to_render(policy) || objects.may_wait_for_decision(&exchange);
+        if !is_slow && self.shared.renders_at_once(&exchange) {
+            let (receipt, wakes_writer) = self.shared.render(exchange, policy);
+            if wakes_writer {
+                self.writer_thread.unpark();
+            }
+            return receipt;
+        }
         let (written_sender, receipt) = if self.shared.writes_records {
             let (written_sender, receipt) = oneshot::channel();
             (Some(written_sender), Some(receipt))
@@ -124,9 +144,9 @@ impl RecordQueue {
         receipt
     }
 
-    /// Wakes the writer if exchanges are queued.
+    /// Wakes the writer if the ends of responses wait for it.
     pub fn wake_writer(&self) {
-        if self.shared.queue.has_ready() {
+        if self.shared.rendered.has_receipts() || self.shared.queue.has_ready() {
             self.writer_thread.unpark();
         }
     }
@@ -138,12 +158,12 @@ impl RecordQueue {
 
     /// The exchanges whose records are not written yet.
     pub fn backlog(&self) -> Backlog {
-        self.shared.queue.backlog()
+        self.shared.queue.backlog().plus(self.shared.rendered.backlog())
     }
 
-    /// Whether the writer has taken everything out of the queue.
+    /// Whether the writer has written everything.
     pub fn is_idle(&self) -> bool {
-        self.shared.queue.is_idle()
+        self.shared.queue.is_idle() && self.shared.rendered.backlog().bytes == 0
     }
 
     /// Ends the threads once they have written what is queued.
@@ -162,6 +182,40 @@ impl std::fmt::Debug for SharedWriterState {
 impl SharedWriterState {
     fn lock_appender(&self) -> MutexGuard<'_, RecordAppender> {
         self.appender.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the thread that has served the request makes its record: without patterns to search for, traces, lines of
+    /// the access log, or what other processes may have to decide.
+    fn renders_at_once(&self, exchange: &FinishedExchange) -> bool {
+        !self.makes_traces
+            && self.context.redactor.load().is_empty()
+            && !is_access_logged()
+            && !exchange.fetches_stored_object()
+            && exchange.content_bytes() <= MAX_CONTENT_RENDERED_AT_ONCE
+            && (!self.writes_records || self.rendered.has_room())
+    }
+
+    /// Counts an exchange and makes its record. Returns a receipt if that is not in a write-ahead log, and whether the
+    /// writer is to be woken even so.
+    fn render(
+        &self,
+        mut exchange: Box<FinishedExchange>,
+        policy: CapturePolicy,
+    ) -> (Option<WriteReceipt>, bool) {
+        let context = &self.context;
+        let rendered = context.catch_panic(|| {
+            let (redactor, pricing) = (context.redactor.load(), context.pricing.load());
+            let ended_at = exchange.ended_at();
+            let record = exchange.count_and_render_record(
+                policy,
+                &redactor,
+                &context.metrics,
+                &context.stored_objects,
+                pricing.as_ref(),
+            );
+            self.writes_records.then(|| self.rendered.push(ended_at, |buffer| record.write_json(buffer)))
+        });
+        rendered.flatten().unwrap_or_default()
     }
 
     /// Counts and logs what a full queue has dropped.
@@ -254,34 +308,46 @@ fn write_queued_records(shared: &SharedWriterState) {
     let mut charges: Vec<Charge> = Vec::new();
     let mut written_senders = Vec::new();
     let mut taken = Vec::new();
+    let mut rendered = TakenRecords::default();
     let mut last_orphan_scan = Instant::now();
     let mut last_maintenance = Instant::now();
     shared.lock_appender().report_spool_failure(&shared.context);
+    shared.lock_appender().adopt_orphans(shared.rendered.log_place());
     loop {
         if last_orphan_scan.elapsed() >= ORPHAN_SCAN_INTERVAL {
             last_orphan_scan = Instant::now();
             let mut appender = shared.lock_appender();
-            appender.adopt_orphans();
+            appender.adopt_orphans(shared.rendered.log_place());
             appender.publish_spool_metrics(&shared.context);
         }
         if last_maintenance.elapsed() >= SPOOL_MAINTENANCE_INTERVAL {
             last_maintenance = Instant::now();
             shared.lock_appender().maintain(&shared.context);
-        }
-        shared.queue.take_ready(MAX_BATCH_BYTES, &mut taken);
-        if taken.is_empty() {
-            if shared.queue.is_finished() {
-                shared.lock_appender().close();
-                return;
-            }
-            let is_failing = shared.lock_appender().is_failing();
-            park_timeout(if is_failing { SPOOL_MAINTENANCE_INTERVAL } else { ORPHAN_SCAN_INTERVAL });
-            if !shared.writes_records {
-                sleep(METRICS_ONLY_BATCH_DELAY);
-            }
-            continue;
+            shared.rendered.maintain_logs();
         }
         let mut appender = shared.lock_appender();
+        let were_rendered = shared.rendered.take_all(&mut rendered, |frames| {
+            appender.write_frames(&shared.context, frames);
+        });
+        shared.queue.take_ready(MAX_BATCH_BYTES, &mut taken);
+        if taken.is_empty() {
+            if were_rendered {
+                appender.publish_spool_metrics(&shared.context);
+            }
+            let is_failing = appender.is_failing();
+            drop(appender);
+            if were_rendered {
+                park_timeout(BATCH_DELAY);
+            } else if shared.queue.is_finished() {
+                shared.lock_appender().close();
+                shared.rendered.delete_logs();
+                return;
+            } else if shared.rendered.fall_asleep() {
+                park_timeout(if is_failing { SPOOL_MAINTENANCE_INTERVAL } else { ORPHAN_SCAN_INTERVAL });
+            }
+            shared.rendered.wake_up();
+            continue;
+        }
         for queued in taken.drain(..) {
             let (exchange, policy, written_sender, charge) = queued.into_parts();
             appender.push(&shared.context, *exchange, policy);
