@@ -1,8 +1,8 @@
 //! Makes records of finished exchanges, and writes them on a thread of its own, so that a slow disk delays no request.
 //!
-//! Most records are made by the thread that served the request, and go to `rendered_records`, and so to the
-//! `write_ahead_log`. Exchanges whose records take longer, or for which there is no room, go to the `queue`: the writer
-//! makes their records itself. It writes all that is there at once (`appender`).
+//! A short record is made by the thread that served the request, and goes to `rendered_records`, and so to the
+//! `write_ahead_log`. At a high rate, or if its record is long or takes longer, an exchange goes to the `queue`, and the
+//! writer makes the record. It writes all that is there at once (`appender`).
 
 mod appender;
 mod queue;
@@ -14,7 +14,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{JoinHandle, Thread, park_timeout};
+use std::thread::{JoinHandle, Thread, park_timeout, sleep};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -43,9 +43,9 @@ const ORPHAN_SCAN_INTERVAL: Duration = Duration::from_secs(5);
 const SPOOL_MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long records are collected that nobody waits for, to wake the thread less often.
 const BATCH_DELAY: Duration = Duration::from_millis(10);
-/// A record of an exchange that holds more than this is made by the writer: a thread that serves requests is not to be
-/// kept from the others for long.
-const MAX_CONTENT_RENDERED_AT_ONCE: usize = 256 * 1024;
+/// A record of an exchange that holds more than this is made by the writer: it takes longer, and to have it in the
+/// write-ahead log as well costs more than to wake the writer.
+const MAX_CONTENT_RENDERED_AT_ONCE: usize = 16 * 1024;
 /// How often it is checked whether the tokenizers are idle.
 const TOKENIZER_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How much of a text is tokenized while at most so many exchanges wait. The more wait, the rougher are the
@@ -187,12 +187,13 @@ impl SharedWriterState {
     /// Whether the thread that has served the request makes its record: without patterns to search for, traces, lines of
     /// the access log, or what other processes may have to decide.
     fn renders_at_once(&self, exchange: &FinishedExchange) -> bool {
-        !self.makes_traces
+        self.writes_records
+            && exchange.content_bytes() <= MAX_CONTENT_RENDERED_AT_ONCE
+            && self.rendered.is_open()
+            && !self.makes_traces
             && self.context.redactor.load().is_empty()
             && !is_access_logged()
             && !exchange.fetches_stored_object()
-            && exchange.content_bytes() <= MAX_CONTENT_RENDERED_AT_ONCE
-            && (!self.writes_records || self.rendered.has_room())
     }
 
     /// Counts an exchange and makes its record. Returns a receipt if that is not in a write-ahead log, and whether the
@@ -213,9 +214,9 @@ impl SharedWriterState {
                 &context.stored_objects,
                 pricing.as_ref(),
             );
-            self.writes_records.then(|| self.rendered.push(ended_at, |buffer| record.write_json(buffer)))
+            self.rendered.push(ended_at, |buffer| record.write_json(buffer))
         });
-        rendered.flatten().unwrap_or_default()
+        rendered.unwrap_or_default()
     }
 
     /// Counts and logs what a full queue has dropped.
@@ -344,6 +345,9 @@ fn write_queued_records(shared: &SharedWriterState) {
                 return;
             } else if shared.rendered.fall_asleep() {
                 park_timeout(if is_failing { SPOOL_MAINTENANCE_INTERVAL } else { ORPHAN_SCAN_INTERVAL });
+                if !shared.writes_records {
+                    sleep(BATCH_DELAY);
+                }
             }
             shared.rendered.wake_up();
             continue;

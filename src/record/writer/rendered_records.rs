@@ -1,12 +1,12 @@
-//! The records that are ready to be written: made by the threads that serve requests, and collected for the writer.
+//! The records that the threads that serve requests have made themselves, and that wait for the writer.
 //!
-//! Where there is a write-ahead log, a record is in it at once, and the end of its response waits for nothing. So the writer
-//! takes the records only every few milliseconds, many at a time. Without a log, or if that has no room, the end waits
-//! until the writer has written the record.
+//! A record is in the write-ahead log at once, so the end of its response waits for nothing, and the writer takes the records
+//! only every few milliseconds, many at a time: no thread is woken for a single record. At a high rate, the writer is
+//! awake anyway, and it costs less to pass it the exchanges, whose records it makes and writes together.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use log::debug;
 use tokio::sync::oneshot;
@@ -19,6 +19,10 @@ use crate::record::spool::FrameBuffer;
 const MAX_SHARDS: usize = 16;
 /// The writer is woken when a shard has this many bytes.
 const WAKE_AT_BYTES: usize = HALF_BYTES / 2;
+/// Above this rate of a shard, in records per second, it costs less to pass exchanges to the writer.
+const MAX_RATE: f64 = 4000.0;
+/// How long records are counted for their rate.
+const RATE_WINDOW: Duration = Duration::from_millis(20);
 
 /// The records that wait for the writer.
 #[derive(Debug)]
@@ -30,6 +34,8 @@ pub(super) struct RenderedRecords {
     is_writer_asleep: AtomicBool,
     /// Whether the ends of responses wait for records.
     has_receipts: AtomicBool,
+    /// Since when records are counted for their rate.
+    counted_since: Mutex<Instant>,
 }
 
 /// The records of some threads.
@@ -43,6 +49,10 @@ struct Shard {
     half: Half,
     /// Whether all records in `frames` are in the log: only then the next one can be.
     is_logged: bool,
+    /// How many records its threads have had since records are counted for their rate, made here or passed on.
+    recent_count: u32,
+    /// Whether their rate is so high that exchanges are passed to the writer.
+    is_busy: bool,
     /// What the writer has taken and not written yet.
     taken: Option<Backlog>,
 }
@@ -63,6 +73,7 @@ impl RenderedRecords {
             log_place,
             is_writer_asleep: AtomicBool::new(false),
             has_receipts: AtomicBool::new(false),
+            counted_since: Mutex::new(Instant::now()),
         };
         records.maintain_logs();
         records
@@ -94,9 +105,10 @@ impl RenderedRecords {
         self.shards.iter().filter_map(|shard| lock(shard).log.take()).for_each(|log| log.delete());
     }
 
-    /// Whether there is room for records of the calling thread. There is none while the writer is late.
-    pub(super) fn has_room(&self) -> bool {
-        self.own_shard().is_some_and(|shard| lock(shard).frames.byte_len() < HALF_BYTES)
+    /// Whether the calling thread is to make a record, rather than pass its exchange to the writer. To be called once for
+    /// each record. Without a log, while the writer is late, or at a high rate it is not.
+    pub(super) fn is_open(&self) -> bool {
+        self.own_shard().is_some_and(|shard| lock(shard).is_open())
     }
 
     /// Adds the record that `write` appends to the buffer. Returns a receipt if it is not in a log, and whether the writer
@@ -132,6 +144,7 @@ impl RenderedRecords {
     /// any.
     pub(super) fn take_all(&self, taken: &mut TakenRecords, mut write: impl FnMut(&mut FrameBuffer)) -> bool {
         self.has_receipts.store(false, Ordering::SeqCst);
+        self.estimate_rates(Instant::now());
         let mut were_any = false;
         for shard in &self.shards {
             if !lock(shard).pass_on(taken) {
@@ -150,6 +163,21 @@ impl RenderedRecords {
             lock(shard).taken = None;
         }
         were_any
+    }
+
+    /// Finds out whether threads have so many records that they are to pass on exchanges.
+    fn estimate_rates(&self, now: Instant) {
+        let mut since = self.counted_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let elapsed = now.saturating_duration_since(*since);
+        if elapsed < RATE_WINDOW {
+            return;
+        }
+        *since = now;
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            let rate = f64::from(std::mem::take(&mut shard.recent_count)) / elapsed.as_secs_f64();
+            shard.is_busy = rate > MAX_RATE;
+        }
     }
 
     /// The writer says that it takes nothing until it is woken. Returns false if there is something to take now.
@@ -183,6 +211,11 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 }
 
 impl Shard {
+    fn is_open(&mut self) -> bool {
+        self.recent_count = self.recent_count.saturating_add(1);
+        self.log.is_some() && !self.is_busy && self.frames.byte_len() < HALF_BYTES
+    }
+
     fn set_log(&mut self, log: Option<WriteAheadLog>) {
         self.is_logged = log.is_some() && self.frames.is_empty();
         self.log = log.map(Arc::new);
@@ -235,3 +268,7 @@ impl std::fmt::Debug for Shard {
         f.debug_tuple("Shard").field(&self.frames.record_count()).finish()
     }
 }
+
+#[cfg(test)]
+#[path = "rendered_records_tests.rs"]
+mod tests;

@@ -228,3 +228,113 @@ fn records(content: &[u8]) -> impl Iterator<Item = &[u8]> {
         })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A directory in memory, and a log in it.
+    fn log_in_memory() -> (tempfile::TempDir, LogPlace, WriteAheadLog) {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let place =
+            LogPlace { directory: directory.path().to_owned(), spool_directory: "/spool".to_owned().into() };
+        let log = WriteAheadLog::create(&place).unwrap();
+        (directory, place, log)
+    }
+
+    fn visited(place: &LogPlace) -> Vec<String> {
+        let mut records = Vec::new();
+        visit_records(place, |record| records.push(String::from_utf8(record.to_vec()).unwrap()));
+        records
+    }
+
+    /// Appends records to a half, one after the other.
+    fn append_all(log: &WriteAheadLog, half: Half, records: &[&str]) {
+        let mut offset = 0;
+        for record in records {
+            assert!(log.append(half, offset, record.as_bytes()));
+            offset += RECORD_HEADER_BYTES + record.len();
+        }
+    }
+
+    #[test]
+    fn records_are_there_until_their_half_is_cleared_and_others_overwrite_them() {
+        let (_directory, place, log) = log_in_memory();
+        append_all(&log, Half::First, &["one", "two", "three"]);
+        append_all(&log, Half::Second, &["four"]);
+        assert_eq!(visited(&place), ["one", "two", "three", "four"]);
+        log.clear(Half::First);
+        assert_eq!(visited(&place), ["four"]);
+        append_all(&log, Half::First, &["6"]);
+        assert_eq!(visited(&place), ["6", "four"], "nothing older appears again");
+        assert!(take_orphans(&place).is_empty(), "its process is alive");
+        let other = LogPlace { spool_directory: "/spoo".into(), ..place.clone() };
+        assert_eq!(visited(&other), [""; 0]);
+        drop(log);
+        assert!(take_orphans(&other).is_empty());
+        let orphans = take_orphans(&place);
+        assert_eq!(orphans[0].records().collect::<Vec<_>>(), [&b"6"[..], b"four"]);
+        assert!(take_orphans(&place).is_empty(), "it is locked");
+        orphans.into_iter().for_each(OrphanedLog::delete);
+        assert_eq!(fs::read_dir(&place.directory).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_empty_log_of_a_killed_process_is_deleted() {
+        let (_directory, place, log) = log_in_memory();
+        append_all(&log, Half::First, &["one"]);
+        log.clear(Half::First);
+        assert!(log.is_in_place());
+        drop(log);
+        assert!(take_orphans(&place).is_empty());
+        assert_eq!(fs::read_dir(&place.directory).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn there_is_no_log_where_is_no_memory_and_none_without_its_directory() {
+        for (directory, expected) in
+            [("/proc", io::ErrorKind::Unsupported), ("/proc/missing", io::ErrorKind::NotFound)]
+        {
+            let place = LogPlace { directory: directory.into(), spool_directory: "/spool".into() };
+            assert_eq!(WriteAheadLog::create(&place).unwrap_err().kind(), expected);
+        }
+    }
+
+    #[test]
+    fn a_half_takes_no_more_than_its_length() {
+        let (_directory, place, log) = log_in_memory();
+        let longest = "x".repeat(HALF_BYTES - 2 * RECORD_HEADER_BYTES);
+        assert!(!log.append(Half::First, 1, longest.as_bytes()));
+        append_all(&log, Half::Second, &["other half"]);
+        append_all(&log, Half::First, &[&longest]);
+        assert_eq!(visited(&place), [longest.as_str(), "other half"]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_kill_leaves_is_whole_records_whatever_was_there_before(
+            before in prop::collection::vec("[a-z]{1,30}", 0..8),
+            after in prop::collection::vec("[A-Z]{1,30}", 0..8),
+            torn in "[0-9]{1,30}",
+            torn_bytes in 0_usize..30,
+        ) {
+            let (_directory, place, log) = log_in_memory();
+            append_all(&log, Half::First, &before.iter().map(String::as_str).collect::<Vec<_>>());
+            log.clear(Half::First);
+            append_all(&log, Half::First, &after.iter().map(String::as_str).collect::<Vec<_>>());
+            // The process was killed before the header of the next record was written.
+            let end = after.iter().map(|record| RECORD_HEADER_BYTES + record.len()).sum::<usize>();
+            let torn = &torn.as_bytes()[..torn_bytes.min(torn.len())];
+            log.file.write_all_at(torn, (FILE_HEADER_BYTES + end + RECORD_HEADER_BYTES) as u64).unwrap();
+            prop_assert_eq!(visited(&place), after);
+        }
+
+        #[test]
+        fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let content = [vec![0; FILE_HEADER_BYTES], bytes].concat();
+            let _ = records(&content).count();
+        }
+    }
+}
