@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -99,6 +100,7 @@ pub struct RunningGateway {
     pub kind: GatewayKind,
     pub address: SocketAddr,
     child: Child,
+    _runtime_directory: tempfile::TempDir,
 }
 
 impl Drop for RunningGateway {
@@ -134,12 +136,15 @@ impl RunningGateway {
                 balancer_command(&directory, address, setup, kind == GatewayKind::Balancer)?
             }
         };
+        // In memory, as `/run` is.
+        let private = fs::Permissions::from_mode(0o700);
+        let runtime_directory = tempfile::Builder::new().permissions(private).tempdir_in("/dev/shm")?;
         let log = directory.join("log");
         let mut child = Command::new("taskset")
             .args(["-c", "0"])
             .args(command)
             .current_dir(&directory)
-            .env("RUNTIME_DIRECTORY", directory.join("run"))
+            .env("RUNTIME_DIRECTORY", runtime_directory.path())
             .env("STATE_DIRECTORY", directory.join("state"))
             .stdout(File::create(&log)?)
             .stderr(File::options().append(true).open(&log)?)
@@ -153,7 +158,7 @@ impl RunningGateway {
             }
             thread::sleep(Duration::from_millis(10));
         }
-        Ok(Self { kind, address, child })
+        Ok(Self { kind, address, child, _runtime_directory: runtime_directory })
     }
 
     fn signal(&self, signal: rustix::process::Signal) {

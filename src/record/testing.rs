@@ -1,5 +1,6 @@
 //! Exchanges for the tests of this module.
 
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -14,6 +15,12 @@ pub(super) fn answered_exchange() -> FinishedExchange {
         is_stream_requested: Some(true),
         ..FinishedExchange::answered(Arc::from("019"), SystemTime::UNIX_EPOCH, "POST")
     }
+}
+
+/// A private directory in memory, as `/run/aoai-lb` is.
+pub(super) fn memory_directory() -> tempfile::TempDir {
+    let private = std::fs::Permissions::from_mode(0o700);
+    tempfile::Builder::new().permissions(private).tempdir_in("/dev/shm").unwrap()
 }
 
 /// A client of this name.

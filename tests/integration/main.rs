@@ -106,3 +106,4 @@ mod traces_delivery;
 mod tunnels;
 mod upgrade;
 mod verdicts;
+mod write_ahead_log;

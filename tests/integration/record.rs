@@ -5,8 +5,7 @@ use crate::support;
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use aoai_lb::demo::{DeploymentKind, Mood, ResponseTiming, SimulatedResource, Simulator};
@@ -21,7 +20,7 @@ use support::{
 
 const STREAM_END: &str = "data: [DONE]\n\n";
 
-fn record_yaml(directory: &Path, extra_yaml: &str) -> String {
+pub(crate) fn record_yaml(directory: &Path, extra_yaml: &str) -> String {
     let directory = directory.display();
     format!(
         "record: {{ jsonl: {{ path: {directory}/records.jsonl{extra_yaml} }}, spool: {{ path: {directory}/spool }} }}"
@@ -29,7 +28,7 @@ fn record_yaml(directory: &Path, extra_yaml: &str) -> String {
 }
 
 /// The records in all files of a directory, rotated and compressed ones included.
-fn read_all_records(directory: &Path) -> Vec<Value> {
+pub(crate) fn read_all_records(directory: &Path) -> Vec<Value> {
     let mut records = Vec::new();
     for path in record_files(directory) {
         // The file may just have been replaced by its compressed form.
@@ -61,68 +60,8 @@ fn record_files(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn request_ids(records: &[Value]) -> Vec<String> {
+pub(crate) fn request_ids(records: &[Value]) -> Vec<String> {
     records.iter().map(|record| record["request_id"].as_str().unwrap().to_owned()).collect()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_kill_under_load_neither_loses_nor_duplicates_records() {
-    let azure = start_simulator(&["a"]).await;
-    let directory = tempfile::tempdir().unwrap();
-    let record_block = record_yaml(directory.path(), ", rotate: 64KiB, keep: 1000");
-    for _ in 0..3 {
-        let balancer = Arc::new(Balancer::start(&all_backends_yaml(&azure), &record_block).await);
-        let stop = Arc::new(AtomicBool::new(false));
-        let clients: Vec<_> = (0..16)
-            .map(|index| {
-                let (balancer, stop) = (Arc::clone(&balancer), Arc::clone(&stop));
-                let body = if index % 2 == 0 { CHAT_BODY } else { STREAM_BODY };
-                tokio::spawn(async move {
-                    let mut answered_ids = Vec::new();
-                    let Ok(mut client) = support::Client::try_connect(balancer.address).await else {
-                        return answered_ids;
-                    };
-                    while !stop.load(Ordering::Relaxed) {
-                        let Some(response) =
-                            client.try_post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body.as_bytes()).await
-                        else {
-                            break;
-                        };
-                        // For an SDK a stream is complete with its last event.
-                        if response.is_complete || response.text().ends_with(STREAM_END) {
-                            answered_ids.push(response.header("x-aoai-lb-request-id").unwrap().to_owned());
-                        }
-                    }
-                    answered_ids
-                })
-            })
-            .collect();
-        let before = azure.request_count("a");
-        wait_until("300 more requests have reached the backend", || azure.request_count("a") > before + 300)
-            .await;
-        balancer.send_signal("KILL");
-        stop.store(true, Ordering::Relaxed);
-        let mut answered_ids = Vec::new();
-        for client in clients {
-            answered_ids.extend(client.await.unwrap());
-        }
-        drop(balancer);
-        // The next process delivers what the last one left in the spool.
-        let mut next = Balancer::start(&all_backends_yaml(&azure), &record_block).await;
-        assert_eq!(next.post_chat().await.status, 200);
-        assert_eq!(next.stop().await, 0);
-        let records = request_ids(&read_all_records(directory.path()));
-        let distinct_ids: HashSet<&String> = records.iter().collect();
-        let missing: Vec<_> = answered_ids.iter().filter(|id| !distinct_ids.contains(id)).collect();
-        assert!(missing.is_empty(), "{} of {} answers have no record", missing.len(), answered_ids.len());
-        assert_eq!(records.len(), distinct_ids.len(), "expected no record twice");
-        assert!(answered_ids.len() > 100, "{}", answered_ids.len());
-        assert_eq!(
-            std::fs::read_dir(directory.path().join("spool")).unwrap().count(),
-            0,
-            "expected an empty spool"
-        );
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -315,7 +315,7 @@ impl Balancer {
     pub async fn run_upgrade_command(&self) -> std::process::Output {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_aoai-lb"));
         command.args(["upgrade", "-c"]).arg(self.path("aoai-lb.yaml"));
-        command.env("RUNTIME_DIRECTORY", self.path("run")).output().await.unwrap()
+        command.envs(self.environment.iter().cloned()).output().await.unwrap()
     }
 
     /// The process ids of all running processes of this balancer, oldest first.

@@ -274,9 +274,17 @@ def upgrades_and_reloads_under_load(service, report):
 def crash(service, report):
     service.start_fresh()
     before = service.main_pid()
+    logs = service.machine.run("find", "/run/aoai-lb", "-name", "*.records").stdout.split()
+    report.expect("there is a write-ahead log in /run", bool(logs))
+    statuses = [service.chat_status() for _ in range(20)]
     service.signal_main("KILL")
     wait_for_condition(lambda: service.main_pid() not in (0, before) and service.is_ready(), RESTART_TIMEOUT, "the service is not restarted")
-    report.expect("the service is restarted after SIGKILL", service.chat_status() == 200 and service.unit_properties("NRestarts") == "1")
+    statuses.append(service.chat_status())
+    report.expect("the service is restarted after SIGKILL", statuses[-1] == 200 and service.unit_properties("NRestarts") == "1")
+    has_all = lambda: sum((service.try_record_counts("probe") or {}).values()) >= len(statuses)
+    wait_for_condition(has_all, OPERATION_TIMEOUT, "records are missing after a kill")
+    counts = service.record_counts("probe")
+    report.expect("each request before and after has exactly one record", len(counts) == len(statuses) == sum(counts.values()), str(counts))
 
 
 def crash_after_upgrade(service, report):

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::super::write_ahead_log::{take_orphans, visit_records};
 use super::*;
+use crate::record::testing::memory_directory;
 
 fn place_in(directory: &Path) -> LogPlace {
     LogPlace { directory: directory.to_owned(), spool_directory: "/spool".into() }
@@ -30,7 +31,7 @@ fn take(records: &RenderedRecords) -> Vec<String> {
 
 #[test]
 fn nobody_waits_for_a_record_in_the_log_and_the_writer_clears_it() {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = memory_directory();
     let place = place_in(directory.path());
     let records = RenderedRecords::new(1, Some(place.clone()));
     for round in 0..3 {
@@ -69,7 +70,7 @@ fn the_end_of_a_response_waits_for_the_writer_if_its_record_is_in_no_log() {
 
 #[test]
 fn what_has_no_room_in_the_log_is_waited_for_and_then_there_is_no_room() {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = memory_directory();
     let place = place_in(directory.path());
     let records = RenderedRecords::new(1, Some(place.clone()));
     let long = "x".repeat(HALF_BYTES / 2);
@@ -86,7 +87,7 @@ fn what_has_no_room_in_the_log_is_waited_for_and_then_there_is_no_room() {
 
 #[test]
 fn a_sleeping_writer_is_woken_and_never_falls_asleep_over_records() {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = memory_directory();
     let records = RenderedRecords::new(1, Some(place_in(directory.path())));
     assert!(records.fall_asleep());
     assert!(push(&records, "one").1);
@@ -100,7 +101,7 @@ fn a_sleeping_writer_is_woken_and_never_falls_asleep_over_records() {
 
 #[test]
 fn a_log_that_somebody_deletes_is_replaced_and_what_is_left_by_a_kill_is_found() {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = memory_directory();
     let place = place_in(directory.path());
     let records = RenderedRecords::new(1, Some(place.clone()));
     assert!(push(&records, "one").0.is_none());
@@ -120,7 +121,7 @@ fn a_log_that_somebody_deletes_is_replaced_and_what_is_left_by_a_kill_is_found()
 
 #[test]
 fn a_record_whose_making_panics_is_not_there() {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = memory_directory();
     let place = place_in(directory.path());
     let records = RenderedRecords::new(1, Some(place.clone()));
     assert!(push(&records, "one").0.is_none());

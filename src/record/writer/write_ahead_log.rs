@@ -82,11 +82,12 @@ impl WriteAheadLog {
     /// Creates an empty log.
     ///
     /// # Errors
-    /// If that is not possible; `Unsupported` if the directory is not in memory.
+    /// If that is not possible; `Unsupported` if the directory is not in memory, `PermissionDenied` if others may use it.
     pub(super) fn create(place: &LogPlace) -> io::Result<Self> {
         if !is_in_memory(&place.directory)? {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "the directory is not in memory"));
         }
+        check_is_private(&place.directory)?;
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let (micros, pid, random) = (since_epoch.as_micros(), std::process::id(), fastrand::u32(..));
         let path = place.directory.join(format!("{micros:016}-{pid}-{random:08x}.{EXTENSION}"));
@@ -153,6 +154,9 @@ impl OrphanedLog {
 /// The logs with records of this spool whose processes were killed. Empty ones are deleted.
 pub(super) fn take_orphans(place: &LogPlace) -> Vec<OrphanedLog> {
     let mut orphans = Vec::new();
+    if check_is_private(&place.directory).is_err() {
+        return orphans;
+    }
     for path in list_logs(&place.directory) {
         // The kernel releases the lock when a process ends, however it ends.
         let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) else { continue };
@@ -172,6 +176,15 @@ pub fn visit_records(place: &LogPlace, mut visit: impl FnMut(&[u8])) {
         let content = File::open(path).ok().and_then(|file| read_log(&file, place));
         content.iter().flat_map(|content| records(content)).for_each(&mut visit);
     }
+}
+
+/// Whoever could write to the directory could forge records.
+fn check_is_private(directory: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(directory)?;
+    if metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, "other users have access to the directory"))
 }
 
 fn list_logs(directory: &Path) -> Vec<PathBuf> {
@@ -231,13 +244,16 @@ fn records(content: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::record::testing::memory_directory;
 
     /// A directory in memory, and a log in it.
     fn log_in_memory() -> (tempfile::TempDir, LogPlace, WriteAheadLog) {
-        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let directory = memory_directory();
         let place =
             LogPlace { directory: directory.path().to_owned(), spool_directory: "/spool".to_owned().into() };
         let log = WriteAheadLog::create(&place).unwrap();
@@ -290,6 +306,16 @@ mod tests {
         drop(log);
         assert!(take_orphans(&place).is_empty());
         assert_eq!(fs::read_dir(&place.directory).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn there_is_no_log_where_other_users_have_access() {
+        let (directory, place, log) = log_in_memory();
+        append_all(&log, Half::First, &["one"]);
+        drop(log);
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o750)).unwrap();
+        assert_eq!(WriteAheadLog::create(&place).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        assert!(take_orphans(&place).is_empty());
     }
 
     #[test]
