@@ -145,6 +145,7 @@ impl RunningGateway {
             .args(command)
             .current_dir(&directory)
             .env("RUNTIME_DIRECTORY", runtime_directory.path())
+            .env("RUNTIME_DIRECTORY_PRESERVE", "yes")
             .env("STATE_DIRECTORY", directory.join("state"))
             .stdout(File::create(&log)?)
             .stderr(File::options().append(true).open(&log)?)

@@ -146,7 +146,7 @@ impl<'a, V: KeyVisitor, const N: usize, const M: usize> ObjectVisitor<'a>
     fn on_value(&mut self, value: &'a [u8]) {
         match self.current {
             None => {}
-            Some(CurrentKey::Field(index)) => match std::str::from_utf8(value) {
+            Some(CurrentKey::Field(index)) => match simdutf8::basic::from_utf8(value) {
                 Ok(value) => self.fields.record_found_value(index, value),
                 Err(_) => self.is_utf8 = false,
             },

@@ -9,7 +9,7 @@ use memchr::{memchr, memmem};
 /// The bytes of a text or of JSON. What is not UTF-8 becomes U+FFFD.
 pub fn text_from_bytes(bytes: &[u8]) -> Cow<'_, str> {
     // Checking first is faster than `from_utf8_lossy` alone.
-    std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
+    simdutf8::basic::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }
 
 /// Decodes the content of a JSON string, which is what its quotes enclose. It may be cut anywhere.

@@ -52,7 +52,7 @@ what outlives a restart: drains, where stored objects are, budgets, and records 
 a line of JSON for each request
 .TP
 .I /run/aoai\-lb/upgrade.sock
-the socket of upgrades
+the socket of upgrades; beside it, records that are not in a file yet
 .SH ENVIRONMENT
 .TP
 RUST_LOG

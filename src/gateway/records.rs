@@ -40,9 +40,10 @@ impl Gateway {
         self.traces_config.as_ref()
     }
 
-    /// Counts a finished request and, if records are kept, queues its record. Call it once for each
-    /// request, and [`Gateway::wake_record_writer`] after it. The receipt resolves when the record is written.
-    pub fn count_and_queue_record(
+    /// Counts a finished request and, if records are kept, makes its record, or has the writer make it. Call it once for
+    /// each request. If there is a receipt, it resolves when the record is in the kernel; call
+    /// [`Gateway::wake_record_writer`] before waiting for it.
+    pub fn count_and_record(
         &self,
         exchange: Box<FinishedExchange>,
         policy: CapturePolicy,

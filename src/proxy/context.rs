@@ -219,7 +219,7 @@ impl RequestContext {
         let gateway = Arc::clone(&self.config.gateway);
         let policy = gateway.capture_policy(self.request.client.as_deref());
         let exchange = self.build_finished_exchange(&gateway, policy, details, outcome, now);
-        gateway.count_and_queue_record(Box::new(exchange), policy)
+        gateway.count_and_record(Box::new(exchange), policy)
     }
 
     /// Ends the request's count as in flight before its record is written: a Responses socket counts during its

@@ -1,6 +1,6 @@
 //! What the responses to each client cost today and in this month, for the status page.
 //!
-//! The writer's thread counts. Where the sums are kept is left to `gateway/budget_books/`.
+//! They are counted where records are made. Where the sums are kept is left to `gateway/budget_books/`.
 
 use std::fmt::Debug;
 use std::sync::{Arc, OnceLock};

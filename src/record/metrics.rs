@@ -1,6 +1,6 @@
 //! Prometheus metrics of finished exchanges, whether or not records are written.
 //!
-//! The writer's thread counts them, so that no request pays for looking up labels.
+//! They are counted where their records are made: by the thread that served the request, or by the writer.
 
 use std::time::{Instant, SystemTime};
 

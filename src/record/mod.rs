@@ -1,8 +1,9 @@
 //! Records: what happens to an exchange after it has finished.
 //!
 //! A finished exchange is counted in `metrics` and `statistics`, and kept in `recent_trouble` if it did not go well; its
-//! record is made (`render`, `line`) and written (`appender`) to the file of records, and to the `spool`, from which
-//! each of the `sinks` delivers. The `writer` does that on a thread of its own. Requests in flight are not known here.
+//! record is made (`render`, `line`) and written (`writer`) to the file of records, and to the `spool`, from which each of
+//! the `sinks` delivers. What takes long, or may wait for a disk, has threads of its own. Requests in flight are not
+//! known here.
 
 pub mod affinity;
 pub mod affinity_statistics;
@@ -68,6 +69,8 @@ use crate::system_error::describe;
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// The file in the spool's directory for records that Log Analytics rejects permanently.
 const DEAD_LETTER_FILE_NAME: &str = "dead-letters.jsonl";
+/// The unit sets this variable to `yes` beside `RuntimeDirectoryPreserve=yes`, which systemd does not tell (systemd.exec(5)).
+const PRESERVE_VARIABLE: &str = "RUNTIME_DIRECTORY_PRESERVE";
 /// How often [`Recorder::shut_down`] checks whether the threads have ended.
 const SHUTDOWN_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -209,6 +212,7 @@ impl Recorder {
         let appender = RecordAppender::new(Some(spool), line_file, log_analytics.is_some(), tracer);
         let log_place = LogPlace {
             directory: server.runtime_directory().to_owned(),
+            outlives_process: std::env::var_os(PRESERVE_VARIABLE).is_some_and(|value| value == "yes"),
             spool_directory: config.spool.directory.clone(),
         };
         let (queue, writer) = writer::start_writer(
@@ -327,7 +331,7 @@ impl Recorder {
         let deadline = Instant::now() + SHUTDOWN_TIMEOUT;
         while threads.iter().any(|thread| !thread.is_finished()) {
             if Instant::now() >= deadline {
-                if self.queue.is_idle() {
+                if self.queue.is_safe() {
                     warn!("not all records are delivered: the next process delivers the rest from the spool");
                 } else {
                     error!(

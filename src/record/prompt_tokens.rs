@@ -1,7 +1,7 @@
 //! How many input tokens were read from prompt caches, by deployment and backend: for the status page, and for
 //! `balance: prompt_cache`.
 //!
-//! The writer's thread counts finished exchanges; the status page reads sums of the last minutes.
+//! Finished exchanges are counted where their records are made; the status page reads sums of the last minutes.
 
 use std::collections::{HashMap, HashSet};
 use std::iter::Sum;

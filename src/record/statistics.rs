@@ -1,7 +1,7 @@
 //! Statistics for the status page: a timeline of the last 15 minutes, the attempts of each backend, the usage
 //! of each client.
 //!
-//! The writer's thread counts finished exchanges; the status page reads snapshots.
+//! Finished exchanges are counted where their records are made; the status page reads snapshots.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

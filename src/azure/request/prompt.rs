@@ -150,14 +150,14 @@ impl<'b> PromptBeginning<'b> {
 
 /// Bytes as text; `None` if they are not UTF-8: they are left to [`prompt_text`].
 fn whole_text(raw: &[u8]) -> Option<&str> {
-    std::str::from_utf8(raw).ok()
+    simdutf8::basic::from_utf8(raw).ok()
 }
 
 /// The whole characters in the first `max_bytes` bytes; `None` if there is something else than UTF-8 among them. The
 /// rest is not looked at.
 fn text_beginning(raw: &[u8], max_bytes: usize) -> Option<&str> {
     let beginning = raw.get(..max_bytes).unwrap_or(raw);
-    match std::str::from_utf8(beginning) {
+    match simdutf8::compat::from_utf8(beginning) {
         Ok(text) => Some(text),
         Err(cut) if cut.error_len().is_none() && beginning.len() < raw.len() => {
             whole_text(beginning.get(..cut.valid_up_to())?)

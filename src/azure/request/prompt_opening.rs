@@ -176,8 +176,9 @@ fn is_message_of_user(part: &str, start: usize) -> bool {
 /// The text up to the first byte that is not UTF-8.
 fn valid_beginning(bytes: &[u8]) -> &str {
     // `utf8_chunks` looks at each byte by itself.
-    std::str::from_utf8(bytes).unwrap_or_else(|problem| {
-        let valid = bytes.get(..problem.valid_up_to()).and_then(|valid| std::str::from_utf8(valid).ok());
+    simdutf8::compat::from_utf8(bytes).unwrap_or_else(|problem| {
+        let valid = bytes.get(..problem.valid_up_to());
+        let valid = valid.and_then(|valid| simdutf8::basic::from_utf8(valid).ok());
         valid.unwrap_or_default()
     })
 }

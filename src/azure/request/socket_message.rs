@@ -89,7 +89,7 @@ pub fn mentions_lane(error: &[u8]) -> bool {
 
 /// The message without its lane; as it is if it has none.
 pub fn without_lane(message: &Bytes) -> Bytes {
-    let Ok(text) = std::str::from_utf8(message) else { return message.clone() };
+    let Ok(text) = simdutf8::basic::from_utf8(message) else { return message.clone() };
     let (mut kept, mut has_lane) = (String::with_capacity(text.len()), false);
     let is_object = JsonCursor::new(text).walk_object(|key, cursor| {
         let value = cursor.next_value().unwrap_or_default();

@@ -66,7 +66,7 @@ pub fn error_event_headers(event: &[u8]) -> Vec<(String, String)> {
 }
 
 fn event_text(event: &[u8]) -> &str {
-    std::str::from_utf8(event).unwrap_or_default()
+    simdutf8::basic::from_utf8(event).unwrap_or_default()
 }
 
 /// Whether an error event says that the socket has reached its time limit of 60 minutes.

@@ -57,6 +57,7 @@ impl<'a> Search<'a> {
         // In the order in which records move on: what leaves a place meanwhile is in the next one by then.
         self.search_write_ahead_logs(&LogPlace {
             directory: runtime_directory.to_owned(),
+            outlives_process: true,
             spool_directory: config.spool.directory.clone(),
         });
         self.search_spool(&config.spool.directory, &sinks);

@@ -1,7 +1,7 @@
 //! Recent trouble: the last requests that were refused, failed, needed more than one attempt, or were slow.
 //!
-//! They are kept in memory, with or without a `record` block, until the process ends. The writer's thread adds
-//! them, so no request waits for it; the admin API reads them. Neither prompts nor completions are kept, and no
+//! They are kept in memory, with or without a `record` block, until the process ends. They are added
+//! where records are made; the admin API reads them. Neither prompts nor completions are kept, and no
 //! text of a client but the name of a deployment and the client's id of the request.
 
 mod affinity_words;

@@ -4,7 +4,7 @@
 /// The first bytes of every segment; the last of them is the version of the format.
 pub(super) const SEGMENT_MAGIC: &[u8; 8] = b"aoailb\x001";
 /// The length and the CRC-32 of the record, both as little-endian `u32`.
-pub(super) const FRAME_HEADER_BYTES: usize = 8;
+pub(in crate::record) const FRAME_HEADER_BYTES: usize = 8;
 /// The memory that an empty buffer keeps.
 const MAX_IDLE_BUFFER_BYTES: usize = 1024 * 1024;
 /// No record is longer: a greater length is corrupt.
@@ -38,6 +38,14 @@ impl FrameBuffer {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         let frames = starts.zip(&self.ends).filter_map(|(start, end)| self.bytes.get(start..*end));
         frames.filter_map(|frame| frame.get(FRAME_HEADER_BYTES..))
+    }
+
+    /// Adds copies of the records of another buffer.
+    pub fn append(&mut self, other: &Self) {
+        let start = self.byte_len();
+        self.bytes.truncate(start);
+        self.bytes.extend_from_slice(other.bytes.get(..other.byte_len()).unwrap_or_default());
+        self.ends.extend(other.ends.iter().map(|end| start + end));
     }
 
     /// The record that was added last.

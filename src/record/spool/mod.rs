@@ -182,12 +182,7 @@ impl Spool {
     }
 
     /// Logs the first of several failures.
-    pub(in crate::record) fn on_write_failed(
-        &mut self,
-        problem: &io::Error,
-        lost_records: u64,
-        now: Instant,
-    ) {
+    fn on_write_failed(&mut self, problem: &io::Error, lost_records: u64, now: Instant) {
         let incident = self.incident.get_or_insert_with(|| {
             let (directory, problem) = (self.shared.directory.display(), describe(problem));
             error!(
@@ -238,6 +233,18 @@ impl Spool {
     /// # Errors
     /// If they cannot be written: then none of them are.
     pub fn append_recovered(&mut self, frames: &mut FrameBuffer) -> io::Result<()> {
+        loop {
+            match self.try_append_recovered(frames) {
+                Err(problem) if is_disk_full(&problem) && self.drop_oldest_segment() => {}
+                result => {
+                    self.enforce_size_limit();
+                    return result;
+                }
+            }
+        }
+    }
+
+    fn try_append_recovered(&mut self, frames: &mut FrameBuffer) -> io::Result<()> {
         let directory = &self.shared.directory;
         let mut segment =
             segment::create_segment(directory, self.created_segment_count, &self.shared.sink_names, None)?;

@@ -6,6 +6,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
+use log::error;
+
 use super::record_context::RecordContext;
 use super::write_ahead_log::{LogPlace, take_orphans};
 use crate::record::delivery;
@@ -14,6 +16,7 @@ use crate::record::line::RecordLine;
 use crate::record::sinks::jsonl::LineFile;
 use crate::record::spool::{FrameBuffer, Spool};
 use crate::record::traces::{AnswerFacts, Tracer};
+use crate::system_error::describe;
 
 /// Where records go.
 pub(in crate::record) struct RecordAppender {
@@ -24,6 +27,8 @@ pub(in crate::record) struct RecordAppender {
     /// `None` without a `traces` block.
     tracer: Option<Tracer>,
     frames: FrameBuffer,
+    /// Whether records of a killed process could not be written to the spool. It is logged once.
+    cannot_recover: bool,
 }
 
 /// The file of the JSON lines sink.
@@ -44,7 +49,7 @@ impl RecordAppender {
         tracer: Option<Tracer>,
     ) -> Self {
         let jsonl = jsonl.map(|file| DirectFile { file, is_up_to_date: true });
-        Self { spool, jsonl, has_other_sinks, tracer, frames: FrameBuffer::default() }
+        Self { spool, jsonl, has_other_sinks, tracer, frames: FrameBuffer::default(), cannot_recover: false }
     }
 
     /// Whether traces are made of the exchanges that are passed.
@@ -91,34 +96,32 @@ impl RecordAppender {
         }
     }
 
-    /// Writes the records that were added since the last call. Those that cannot be written are lost and counted.
-    pub(super) fn write(&mut self, context: &RecordContext) {
-        let mut frames = std::mem::take(&mut self.frames);
-        self.write_frames(context, &mut frames);
-        frames.clear();
-        self.frames = frames;
+    /// The records of the next write, for more to be added to them.
+    pub(super) fn next_frames(&mut self) -> &mut FrameBuffer {
+        &mut self.frames
     }
 
-    /// Writes these records. Those that cannot be written are lost and counted.
-    pub(super) fn write_frames(&mut self, context: &RecordContext, frames: &mut FrameBuffer) {
-        if frames.is_empty() {
+    /// Writes the records that were added since the last call. Those that cannot be written are lost and counted.
+    pub(super) fn write(&mut self, context: &RecordContext) {
+        if self.frames.is_empty() {
             return;
         }
-        let delivered_to = self.deliver_at_once(context, frames);
+        let delivered_to = self.deliver_at_once(context);
         let Some(spool) = &mut self.spool else { return };
-        let record_count = frames.record_count();
+        let record_count = self.frames.record_count();
         let lost = if delivered_to.is_none() || self.has_other_sinks {
-            spool.append(frames, delivered_to, Instant::now())
+            spool.append(&mut self.frames, delivered_to, Instant::now())
         } else {
             0
         };
         context.metrics.count_records(delivery::SPOOL, "dropped", lost);
         context.metrics.count_records(delivery::SPOOL, "written", record_count - lost);
+        self.frames.clear();
     }
 
     /// Appends the records to the file of the JSON lines sink, unless older ones wait in the spool or somebody else
     /// has locked the file. Returns the sink's name if they are in the file.
-    fn deliver_at_once(&mut self, context: &RecordContext, frames: &FrameBuffer) -> Option<&'static str> {
+    fn deliver_at_once(&mut self, context: &RecordContext) -> Option<&'static str> {
         let jsonl = self.jsonl.as_mut()?;
         if !jsonl.is_up_to_date && !self.spool.as_ref()?.is_delivered_to(delivery::JSONL) {
             return None;
@@ -127,10 +130,10 @@ impl RecordAppender {
         // The sink's thread locks it when it writes what was in the spool: nothing is to wait for that.
         let mut file = jsonl.file.try_lock().ok()?;
         let locked = file.lock(Duration::ZERO);
-        match locked.and_then(|locked| locked.append(frames.records())) {
+        match locked.and_then(|locked| locked.append(self.frames.records())) {
             Ok(()) => {
                 jsonl.is_up_to_date = true;
-                context.metrics.count_records(delivery::JSONL, "delivered", frames.record_count());
+                context.metrics.count_records(delivery::JSONL, "delivered", self.frames.record_count());
                 Some(delivery::JSONL)
             }
             Err(problem) => {
@@ -158,9 +161,16 @@ impl RecordAppender {
             let mut frames = FrameBuffer::default();
             orphan.records().for_each(|record| frames.push_record(|buffer| buffer.extend_from_slice(record)));
             match spool.append_recovered(&mut frames) {
-                Ok(()) => orphan.delete(),
-                // It is tried again.
-                Err(problem) => spool.on_write_failed(&problem, 0, Instant::now()),
+                Ok(()) => {
+                    self.cannot_recover = false;
+                    orphan.delete();
+                }
+                Err(problem) if !std::mem::replace(&mut self.cannot_recover, true) => error!(
+                    "cannot write to the spool what a killed process left in memory: {}. This is tried again every few \
+                     seconds",
+                    describe(&problem)
+                ),
+                Err(_) => {}
             }
         }
     }

@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 pub(super) use self::appender::RecordAppender;
 use self::queue::{Charge, Dropped, ExchangeQueue, QueuedExchange};
 use self::record_context::RecordContext;
-use self::rendered_records::{RenderedRecords, TakenRecords};
+use self::rendered_records::RenderedRecords;
 use self::write_ahead_log::LogPlace;
 use super::cost::Pricing;
 use super::delivery::{self, Backlog, WriteReceipt};
@@ -161,9 +161,9 @@ impl RecordQueue {
         self.shared.queue.backlog().plus(self.shared.rendered.backlog())
     }
 
-    /// Whether the writer has written everything.
-    pub fn is_idle(&self) -> bool {
-        self.shared.queue.is_idle() && self.shared.rendered.backlog().bytes == 0
+    /// Whether everything is written, if only to a write-ahead log.
+    pub fn is_safe(&self) -> bool {
+        self.shared.queue.is_idle() && self.shared.rendered.is_safe()
     }
 
     /// Ends the threads once they have written what is queued.
@@ -188,16 +188,16 @@ impl SharedWriterState {
     /// the access log, or what other processes may have to decide.
     fn renders_at_once(&self, exchange: &FinishedExchange) -> bool {
         self.writes_records
-            && exchange.content_bytes() <= MAX_CONTENT_RENDERED_AT_ONCE
-            && self.rendered.is_open()
             && !self.makes_traces
-            && self.context.redactor.load().is_empty()
             && !is_access_logged()
+            && self.context.redactor.load().is_empty()
+            && exchange.content_bytes() <= MAX_CONTENT_RENDERED_AT_ONCE
             && !exchange.fetches_stored_object()
+            && self.rendered.is_open()
     }
 
-    /// Counts an exchange and makes its record. Returns a receipt if that is not in a write-ahead log, and whether the
-    /// writer is to be woken even so.
+    /// Counts an exchange and makes its record. Returns a receipt if that is not in a write-ahead log, and otherwise whether
+    /// the caller is to wake the writer.
     fn render(
         &self,
         mut exchange: Box<FinishedExchange>,
@@ -309,7 +309,6 @@ fn write_queued_records(shared: &SharedWriterState) {
     let mut charges: Vec<Charge> = Vec::new();
     let mut written_senders = Vec::new();
     let mut taken = Vec::new();
-    let mut rendered = TakenRecords::default();
     let mut last_orphan_scan = Instant::now();
     let mut last_maintenance = Instant::now();
     shared.lock_appender().report_spool_failure(&shared.context);
@@ -327,19 +326,12 @@ fn write_queued_records(shared: &SharedWriterState) {
             shared.rendered.maintain_logs();
         }
         let mut appender = shared.lock_appender();
-        let were_rendered = shared.rendered.take_all(&mut rendered, |frames| {
-            appender.write_frames(&shared.context, frames);
-        });
+        let were_rendered = shared.rendered.take(appender.next_frames());
         shared.queue.take_ready(MAX_BATCH_BYTES, &mut taken);
-        if taken.is_empty() {
-            if were_rendered {
-                appender.publish_spool_metrics(&shared.context);
-            }
+        if taken.is_empty() && !were_rendered {
             let is_failing = appender.is_failing();
             drop(appender);
-            if were_rendered {
-                park_timeout(BATCH_DELAY);
-            } else if shared.queue.is_finished() {
+            if shared.queue.is_finished() {
                 shared.lock_appender().close();
                 shared.rendered.delete_logs();
                 return;
@@ -363,9 +355,15 @@ fn write_queued_records(shared: &SharedWriterState) {
         written_senders.drain(..).for_each(|sender: oneshot::Sender<()>| {
             let _ = sender.send(());
         });
+        shared.rendered.on_written();
+        let were_queued = !charges.is_empty();
         shared.queue.release(&mut charges);
         appender.publish_spool_metrics(&shared.context);
         drop(appender);
         shared.log_queue_recovery();
+        if !were_queued {
+            // More records come while nobody waits for them.
+            park_timeout(BATCH_DELAY);
+        }
     }
 }

@@ -4,24 +4,26 @@
 //! only every few milliseconds, many at a time: no thread is woken for a single record. At a high rate, the writer is
 //! awake anyway, and it costs less to pass it the exchanges, whose records it makes and writes together.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use log::debug;
+use log::{info, warn};
 use tokio::sync::oneshot;
 
 use super::write_ahead_log::{HALF_BYTES, Half, LogPlace, WriteAheadLog};
 use crate::record::delivery::{Backlog, WriteReceipt};
 use crate::record::spool::FrameBuffer;
+use crate::system_error::describe;
 
-/// At most so many threads collect records apart from each other.
+/// The most shards. If there are more threads, some share one.
 const MAX_SHARDS: usize = 16;
 /// The writer is woken when a shard has this many bytes.
 const WAKE_AT_BYTES: usize = HALF_BYTES / 2;
 /// Above this rate of a shard, in records per second, it costs less to pass exchanges to the writer.
 const MAX_RATE: f64 = 4000.0;
-/// How long records are counted for their rate.
+/// The shortest window in which records are counted for their rate.
 const RATE_WINDOW: Duration = Duration::from_millis(20);
 
 /// The records that wait for the writer.
@@ -34,7 +36,7 @@ pub(super) struct RenderedRecords {
     is_writer_asleep: AtomicBool,
     /// Whether the ends of responses wait for records.
     has_receipts: AtomicBool,
-    /// Since when records are counted for their rate.
+    /// When the current window for the rates has begun.
     counted_since: Mutex<Instant>,
 }
 
@@ -49,20 +51,20 @@ struct Shard {
     half: Half,
     /// Whether all records in `frames` are in the log: only then the next one can be.
     is_logged: bool,
-    /// How many records its threads have had since records are counted for their rate, made here or passed on.
+    /// How many short records its threads have had in the current window, whether made here or by the writer.
     recent_count: u32,
     /// Whether their rate is so high that exchanges are passed to the writer.
     is_busy: bool,
-    /// What the writer has taken and not written yet.
-    taken: Option<Backlog>,
+    taken: Option<TakenRecords>,
 }
 
-/// The records of a shard, taken by the writer.
-#[derive(Default)]
-pub(super) struct TakenRecords {
-    pub(super) frames: FrameBuffer,
+/// What the writer has taken of a shard and not written yet.
+struct TakenRecords {
+    backlog: Backlog,
     receipts: Vec<oneshot::Sender<()>>,
-    logged_in: Option<(Arc<WriteAheadLog>, Half)>,
+    log: Option<Arc<WriteAheadLog>>,
+    half: Half,
+    is_logged: bool,
 }
 
 impl RenderedRecords {
@@ -75,7 +77,13 @@ impl RenderedRecords {
             has_receipts: AtomicBool::new(false),
             counted_since: Mutex::new(Instant::now()),
         };
-        records.maintain_logs();
+        if let Some(place) = records.log_place.as_ref().filter(|place| place.outlives_process) {
+            let directory = place.directory.display();
+            match records.create_missing_logs() {
+                Ok(()) => info!("records: write-ahead log in {directory}"),
+                Err(problem) => warn!("records: no write-ahead log in {directory}: {}", describe(&problem)),
+            }
+        }
         records
     }
 
@@ -86,23 +94,41 @@ impl RenderedRecords {
 
     /// Creates the logs that are missing. To be called every now and then.
     pub(super) fn maintain_logs(&self) {
-        let Some(place) = &self.log_place else { return };
+        // The log tells at the start if that is not possible. Without it, responses wait for the writer.
+        let _ = self.create_missing_logs();
+    }
+
+    fn create_missing_logs(&self) -> io::Result<()> {
+        let Some(place) = self.log_place.as_ref().filter(|place| place.outlives_process) else {
+            return Ok(());
+        };
         for shard in &self.shards {
             let log = lock(shard).log.clone();
             if log.is_some_and(|log| log.is_in_place()) {
                 continue;
             }
-            let created = WriteAheadLog::create(place);
-            if let Err(problem) = &created {
-                debug!("no write-ahead log in {}: {problem}", place.directory.display());
+            lock(shard).set_log(None);
+            let log = WriteAheadLog::create(place)?;
+            lock(shard).set_log(Some(log));
+        }
+        Ok(())
+    }
+
+    /// Deletes the logs, once everything is written. One to which a record was added meanwhile is left to the next process.
+    pub(super) fn delete_logs(&self) {
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            if shard.frames.is_empty()
+                && let Some(log) = shard.log.take()
+            {
+                log.delete();
             }
-            lock(shard).set_log(created.ok());
         }
     }
 
-    /// Deletes the logs, once everything is written.
-    pub(super) fn delete_logs(&self) {
-        self.shards.iter().filter_map(|shard| lock(shard).log.take()).for_each(|log| log.delete());
+    /// Whether everything is written, if only to a log.
+    pub(super) fn is_safe(&self) -> bool {
+        self.shards.iter().all(|shard| lock(shard).is_safe())
     }
 
     /// Whether the calling thread is to make a record, rather than pass its exchange to the writer. To be called once for
@@ -111,8 +137,8 @@ impl RenderedRecords {
         self.own_shard().is_some_and(|shard| lock(shard).is_open())
     }
 
-    /// Adds the record that `write` appends to the buffer. Returns a receipt if it is not in a log, and whether the writer
-    /// is to be woken even so.
+    /// Adds the record that `write` appends to the buffer. Returns a receipt if it is not in a log, and otherwise whether the
+    /// caller is to wake the writer.
     pub(super) fn push(
         &self,
         made_at: SystemTime,
@@ -140,29 +166,26 @@ impl RenderedRecords {
         self.has_receipts.load(Ordering::SeqCst)
     }
 
-    /// Passes the records of each shard to `write`, and then tells those that wait for them. Returns whether there were
-    /// any.
-    pub(super) fn take_all(&self, taken: &mut TakenRecords, mut write: impl FnMut(&mut FrameBuffer)) -> bool {
+    /// Adds the records of all shards to `frames`. Once they are written, [`RenderedRecords::on_written`] is to be called.
+    /// Returns whether there are any.
+    pub(super) fn take(&self, frames: &mut FrameBuffer) -> bool {
         self.has_receipts.store(false, Ordering::SeqCst);
         self.estimate_rates(Instant::now());
-        let mut were_any = false;
+        self.shards.iter().filter(|shard| lock(shard).pass_on(frames)).count() > 0
+    }
+
+    /// What was taken is written, or lost: those that wait for it are told.
+    pub(super) fn on_written(&self) {
         for shard in &self.shards {
-            if !lock(shard).pass_on(taken) {
-                continue;
+            let Some(taken) = lock(shard).taken.take() else { continue };
+            if let Some(log) = taken.log {
+                log.clear(taken.half);
             }
-            were_any = true;
-            write(&mut taken.frames);
-            if let Some((log, half)) = taken.logged_in.take() {
-                log.clear(half);
-            }
-            // A receiver may be gone.
-            taken.receipts.drain(..).for_each(|sender| {
+            for sender in taken.receipts {
+                // The receiver may be gone.
                 let _ = sender.send(());
-            });
-            taken.frames.clear();
-            lock(shard).taken = None;
+            }
         }
-        were_any
     }
 
     /// Finds out whether threads have so many records that they are to pass on exchanges.
@@ -198,6 +221,7 @@ impl RenderedRecords {
     }
 
     fn own_shard(&self) -> Option<&Mutex<Shard>> {
+        // For the whole process, since threads have no other number; it only spreads them.
         static NEXT_THREAD: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
             static THREAD: usize = NEXT_THREAD.fetch_add(1, Ordering::Relaxed);
@@ -233,19 +257,28 @@ impl Shard {
         self.is_logged
     }
 
-    /// Passes what is there to the writer; returns false if there is nothing.
-    fn pass_on(&mut self, taken: &mut TakenRecords) -> bool {
+    /// Adds what is there to the records that the writer writes next; returns false if there is nothing.
+    fn pass_on(&mut self, frames: &mut FrameBuffer) -> bool {
         if self.frames.is_empty() {
             return false;
         }
-        self.taken = Some(self.waiting());
-        std::mem::swap(&mut self.frames, &mut taken.frames);
-        std::mem::swap(&mut self.receipts, &mut taken.receipts);
-        taken.logged_in = self.log.clone().map(|log| (log, self.half));
+        frames.append(&self.frames);
+        self.taken = Some(TakenRecords {
+            backlog: self.waiting(),
+            receipts: std::mem::take(&mut self.receipts),
+            log: self.log.clone(),
+            half: self.half,
+            is_logged: self.is_logged,
+        });
+        self.frames.clear();
         self.half = self.half.other();
         self.is_logged = self.log.is_some();
         self.oldest = None;
         true
+    }
+
+    fn is_safe(&self) -> bool {
+        (self.is_logged || self.frames.is_empty()) && self.taken.as_ref().is_none_or(|taken| taken.is_logged)
     }
 
     /// What the writer has not taken.
@@ -258,7 +291,7 @@ impl Shard {
     }
 
     fn backlog(&self) -> Backlog {
-        self.taken.into_iter().fold(self.waiting(), Backlog::plus)
+        self.taken.iter().fold(self.waiting(), |sum, taken| sum.plus(taken.backlog))
     }
 }
 

@@ -7,7 +7,7 @@ use super::*;
 use crate::record::testing::memory_directory;
 
 fn place_in(directory: &Path) -> LogPlace {
-    LogPlace { directory: directory.to_owned(), spool_directory: "/spool".into() }
+    LogPlace { directory: directory.to_owned(), outlives_process: true, spool_directory: "/spool".into() }
 }
 
 fn push(records: &RenderedRecords, record: &str) -> (Option<WriteReceipt>, bool) {
@@ -20,13 +20,12 @@ fn logged(place: &LogPlace) -> usize {
     count
 }
 
-/// Takes everything, and returns it.
+/// Takes everything as the writer does, and returns it.
 fn take(records: &RenderedRecords) -> Vec<String> {
-    let mut all = Vec::new();
-    records.take_all(&mut TakenRecords::default(), |frames| {
-        all.extend(frames.records().map(|record| String::from_utf8(record.to_vec()).unwrap()));
-    });
-    all
+    let mut frames = FrameBuffer::default();
+    assert_eq!(records.take(&mut frames), !frames.is_empty());
+    records.on_written();
+    frames.records().map(|record| String::from_utf8(record.to_vec()).unwrap()).collect()
 }
 
 #[test]
@@ -42,14 +41,14 @@ fn nobody_waits_for_a_record_in_the_log_and_the_writer_clears_it() {
         assert!(!records.has_receipts());
         assert_eq!(logged(&place), 2);
         assert_eq!(records.backlog().records, Some(2));
-        let mut taken = TakenRecords::default();
-        let were_any = records.take_all(&mut taken, |_| {
-            assert_eq!((logged(&place), records.backlog().records), (2, Some(2)), "it is not written yet");
-            // Meanwhile others go to the other half.
-            assert!(push(&records, "three").0.is_none());
-            assert_eq!(logged(&place), 3);
-        });
-        assert!(were_any);
+        let mut frames = FrameBuffer::default();
+        assert!(records.take(&mut frames));
+        assert_eq!((logged(&place), records.backlog().records), (2, Some(2)), "it is not written yet");
+        // Meanwhile others go to the other half.
+        assert!(push(&records, "three").0.is_none());
+        assert_eq!((logged(&place), records.backlog().records), (3, Some(3)));
+        assert!(records.is_safe());
+        records.on_written();
         assert_eq!(logged(&place), 1);
         assert_eq!(take(&records), ["three"]);
         assert_eq!((logged(&place), records.backlog().records), (0, Some(0)));
@@ -63,7 +62,7 @@ fn the_end_of_a_response_waits_for_the_writer_if_its_record_is_in_no_log() {
     let records = RenderedRecords::new(1, None);
     let (receipt, _) = push(&records, "one");
     let mut receipt = receipt.unwrap();
-    assert!(records.has_receipts() && receipt.try_recv().is_err());
+    assert!(records.has_receipts() && !records.is_safe() && receipt.try_recv().is_err());
     assert_eq!(take(&records), ["one"]);
     assert!(receipt.try_recv().is_ok() && !records.has_receipts());
 }
@@ -135,4 +134,51 @@ fn a_record_whose_making_panics_is_not_there() {
     assert!(push(&records, "two").0.is_none());
     assert_eq!(logged(&place), 2);
     assert_eq!(take(&records), ["one", "two"]);
+}
+
+#[test]
+fn records_of_several_threads_are_taken_together() {
+    let directory = memory_directory();
+    let place = place_in(directory.path());
+    let records = RenderedRecords::new(4, Some(place.clone()));
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let records = &records;
+            scope.spawn(move || assert!(push(records, &format!("{thread}")).0.is_none()));
+        }
+    });
+    assert_eq!(logged(&place), 8);
+    let mut taken = take(&records);
+    taken.sort();
+    assert_eq!(taken, ["0", "1", "2", "3", "4", "5", "6", "7"]);
+    assert_eq!(logged(&place), 0);
+}
+
+#[test]
+fn at_a_high_rate_exchanges_are_passed_to_the_writer_until_the_rate_is_lower() {
+    let directory = memory_directory();
+    let records = RenderedRecords::new(1, Some(place_in(directory.path())));
+    let mut now = Instant::now();
+    let mut send = |count: u32| {
+        let was_open = (0..count).map(|_| records.is_open()).last().unwrap();
+        now += RATE_WINDOW;
+        records.estimate_rates(now);
+        was_open
+    };
+    let limit = (MAX_RATE * RATE_WINDOW.as_secs_f64()) as u32;
+    assert!(send(limit - 10) && send(limit - 10));
+    assert!(send(limit * 2), "it is known only afterwards");
+    assert!(!send(limit * 2) && !send(limit / 2));
+    assert!(send(1));
+}
+
+#[test]
+fn a_log_with_a_record_that_came_after_the_last_write_is_left_to_the_next_process() {
+    let directory = memory_directory();
+    let place = place_in(directory.path());
+    let records = RenderedRecords::new(1, Some(place.clone()));
+    assert!(push(&records, "late").0.is_none());
+    records.delete_logs();
+    drop(records);
+    assert_eq!(take_orphans(&place).len(), 1);
 }

@@ -1,10 +1,10 @@
 //! A write-ahead log: keeps the records that wait for the writer over a kill of the process.
 //!
-//! It is a file in memory (tmpfs), where `/run` is: the kernel keeps it when the process is killed, and no write to it
-//! waits for a disk, so that the threads that serve requests may write to it. It has two halves. While the writer writes
-//! the records of one half to where they belong, records are appended to the other one.
-//! A log belongs to the process that holds its lock. When a process was killed, the next one takes what is left of its
-//! logs into the spool.
+//! It is a file in memory (tmpfs), where `/run` is: the kernel keeps it when the process is killed, and a write to it
+//! waits for no disk unless the machine swaps, so that the threads that serve requests may write to it. It has two halves.
+//! While the writer writes the records of one half to where they belong, records are appended to the other one.
+//! A log belongs to the process that holds its lock. When a process was killed, another one takes what is left of its
+//! logs into the spool: the next one, or its successor in an upgrade.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
@@ -16,8 +16,9 @@ use std::time::SystemTime;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::record::file_system::is_in_memory;
+use crate::record::spool::frame::FRAME_HEADER_BYTES;
 
-/// The length of a half, in bytes: with prompts of 64 KiB, four records.
+/// The length of a half, in bytes: with prompts of 2 KiB, some eighty records.
 pub(super) const HALF_BYTES: usize = 256 * 1024;
 /// The first bytes of every log; the last of them is the version of the format. The length of the spool's path follows
 /// as a `u32`, little-endian, then the path.
@@ -25,16 +26,21 @@ const MAGIC: &[u8; 8] = b"aoailbw1";
 /// The halves begin after this.
 const FILE_HEADER_BYTES: usize = 8 * 1024;
 const FILE_BYTES: usize = FILE_HEADER_BYTES + 2 * HALF_BYTES;
-/// Before each record: its length, and the same with all bits inverted, both as little-endian `u32`. Zeros end a half.
-const RECORD_HEADER_BYTES: usize = 8;
+/// Before each record: its length, and the same with all bits inverted, both as little-endian `u32`. Zeros end a half. It is
+/// as long as the head of a frame, so that a record is at the same offset as in a [`FrameBuffer`].
+///
+/// [`FrameBuffer`]: crate::record::spool::FrameBuffer
+const RECORD_HEADER_BYTES: usize = FRAME_HEADER_BYTES;
 const END_OF_HALF: [u8; RECORD_HEADER_BYTES] = [0; RECORD_HEADER_BYTES];
 const EXTENSION: &str = "records";
 
 /// Where logs are, and for the records of which spool.
 #[derive(Clone, Debug)]
 pub struct LogPlace {
-    /// The directory of the logs. There are none if it is not in memory.
+    /// The directory of the logs.
     pub directory: PathBuf,
+    /// Whether the directory outlives the process, however that ends: otherwise no logs are made.
+    pub outlives_process: bool,
     /// The directory of the spool.
     pub spool_directory: PathBuf,
 }
@@ -58,7 +64,7 @@ pub(super) struct WriteAheadLog {
 pub(super) struct OrphanedLog {
     path: PathBuf,
     /// Holds the lock.
-    _file: File,
+    file: File,
     content: Vec<u8>,
 }
 
@@ -88,12 +94,12 @@ impl WriteAheadLog {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "the directory is not in memory"));
         }
         check_is_private(&place.directory)?;
+        let header = file_header(place)?;
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let (micros, pid, random) = (since_epoch.as_micros(), std::process::id(), fastrand::u32(..));
         let path = place.directory.join(format!("{micros:016}-{pid}-{random:08x}.{EXTENSION}"));
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create_new(true).mode(0o640).open(&path)?;
-        let header = file_header(place)?;
         // Another process that looks for orphans may hold the lock at this moment: the writer tries again later.
         let prepared = flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(io::Error::from)
@@ -147,6 +153,8 @@ impl OrphanedLog {
 
     /// Deletes the file, once its records are somewhere else.
     pub(super) fn delete(self) {
+        // If the file cannot be deleted, it is at least empty.
+        let _ = self.file.set_len(0);
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -164,7 +172,7 @@ pub(super) fn take_orphans(place: &LogPlace) -> Vec<OrphanedLog> {
             continue;
         }
         let Some(content) = read_log(&file, place) else { continue };
-        let orphan = OrphanedLog { path, _file: file, content };
+        let orphan = OrphanedLog { path, file, content };
         if orphan.records().next().is_some() { orphans.push(orphan) } else { orphan.delete() }
     }
     orphans
@@ -254,8 +262,11 @@ mod tests {
     /// A directory in memory, and a log in it.
     fn log_in_memory() -> (tempfile::TempDir, LogPlace, WriteAheadLog) {
         let directory = memory_directory();
-        let place =
-            LogPlace { directory: directory.path().to_owned(), spool_directory: "/spool".to_owned().into() };
+        let place = LogPlace {
+            directory: directory.path().to_owned(),
+            outlives_process: true,
+            spool_directory: "/spool".into(),
+        };
         let log = WriteAheadLog::create(&place).unwrap();
         (directory, place, log)
     }
@@ -319,11 +330,15 @@ mod tests {
     }
 
     #[test]
-    fn there_is_no_log_where_is_no_memory_and_none_without_its_directory() {
+    fn a_log_needs_a_directory_in_memory() {
         for (directory, expected) in
             [("/proc", io::ErrorKind::Unsupported), ("/proc/missing", io::ErrorKind::NotFound)]
         {
-            let place = LogPlace { directory: directory.into(), spool_directory: "/spool".into() };
+            let place = LogPlace {
+                directory: directory.into(),
+                outlives_process: true,
+                spool_directory: "/spool".into(),
+            };
             assert_eq!(WriteAheadLog::create(&place).unwrap_err().kind(), expected);
         }
     }

@@ -297,7 +297,7 @@ impl FrameDecoder {
         if kind != Data::Text {
             return Ok(Message::Binary(payload));
         }
-        std::str::from_utf8(&payload).map_err(|_| FrameError::InvalidUtf8)?;
+        simdutf8::basic::from_utf8(&payload).map_err(|_| FrameError::InvalidUtf8)?;
         Ok(Message::Text(payload))
     }
 

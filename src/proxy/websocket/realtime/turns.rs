@@ -182,7 +182,7 @@ impl Turns {
     fn submit(&self, mut exchange: FinishedExchange, capture: ResponseCapture) {
         exchange.captured_response = CapturedResponse::Parsed(Box::new(capture));
         let gateway = &self.session.gateway;
-        drop(gateway.count_and_queue_record(Box::new(exchange), self.session.policy));
+        drop(gateway.count_and_record(Box::new(exchange), self.session.policy));
         gateway.wake_record_writer();
     }
 }
