@@ -99,9 +99,10 @@ fn current_batch(request: &SimulatedRequest, id: &str) -> Result<Value, ErrorRes
     };
     let batch = find()?;
     let phase = batch.phase(request.received_at);
-    let seconds_since = |instant: std::time::Instant| {
-        let elapsed = request.received_at.saturating_duration_since(instant).as_secs();
-        unix_seconds_now().saturating_sub(elapsed)
+    // From the one time that is known, so that it is the same in each response.
+    let unix_seconds_at = |instant: std::time::Instant| {
+        let created = batch.json["created_at"].as_u64().unwrap_or_default();
+        created + instant.saturating_duration_since(batch.created_at).as_secs()
     };
     let total = input_lines(&batch.input).count();
     let mut members = json!({"status": match phase {
@@ -114,13 +115,13 @@ fn current_batch(request: &SimulatedRequest, id: &str) -> Result<Value, ErrorRes
     }});
     if phase != BatchPhase::Validating {
         let progress = json!({
-            "in_progress_at": seconds_since(batch.created_at),
+            "in_progress_at": unix_seconds_at(batch.created_at),
             "request_counts": {"total": total, "completed": 0, "failed": 0},
         });
         members = merge_objects(members, &progress);
     }
     if let Some(cancelled_at) = batch.cancelled_at {
-        let seconds = seconds_since(cancelled_at);
+        let seconds = unix_seconds_at(cancelled_at);
         let is_over = phase == BatchPhase::Cancelled;
         let times = json!({"cancelling_at": seconds, "cancelled_at": is_over.then_some(seconds)});
         members = merge_objects(members, &times);
