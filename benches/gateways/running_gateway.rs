@@ -4,13 +4,12 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 use std::{env, io, thread};
 
-use super::support::{free_port, sha256_hex};
+use super::support::{free_port, memory_directory, sha256_hex};
 use super::{BACKEND_KEY, HOST, bare};
 
 /// How long a gateway may take to end.
@@ -136,9 +135,7 @@ impl RunningGateway {
                 balancer_command(&directory, address, setup, kind == GatewayKind::Balancer)?
             }
         };
-        // In memory, as `/run` is.
-        let private = fs::Permissions::from_mode(0o700);
-        let runtime_directory = tempfile::Builder::new().permissions(private).tempdir_in("/dev/shm")?;
+        let runtime_directory = memory_directory();
         let log = directory.join("log");
         let mut child = Command::new("taskset")
             .args(["-c", "0"])

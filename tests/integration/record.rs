@@ -18,7 +18,7 @@ use support::{
     send_signal_to, start_simulator, wait_until,
 };
 
-const STREAM_END: &str = "data: [DONE]\n\n";
+pub(crate) const STREAM_END: &str = "data: [DONE]\n\n";
 
 pub(crate) fn record_yaml(directory: &Path, extra_yaml: &str) -> String {
     let directory = directory.display();

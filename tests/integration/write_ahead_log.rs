@@ -1,11 +1,10 @@
 //! Records over a kill of the process, with a write-ahead log in memory and without one.
 
-use crate::record::{read_all_records, record_yaml, request_ids};
+use crate::record::{STREAM_END, read_all_records, record_yaml, request_ids};
 use crate::support;
 
 use std::collections::HashSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -16,16 +15,8 @@ use aoai_lb::demo::Simulator;
 use support::traffic::BackgroundTraffic;
 use support::{
     Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, STREAM_BODY, TEST_TIMEOUT, all_backends_yaml,
-    start_simulator, wait_until,
+    memory_directory, start_simulator, wait_until,
 };
-
-const STREAM_END: &str = "data: [DONE]\n\n";
-
-/// A private directory in memory, as `/run/aoai-lb` is.
-fn memory_directory() -> tempfile::TempDir {
-    let private = fs::Permissions::from_mode(0o700);
-    tempfile::Builder::new().permissions(private).tempdir_in("/dev/shm").unwrap()
-}
 
 /// A balancer whose records are in `directory`, with this runtime directory, which outlives it.
 async fn start(azure: &Simulator, directory: &Path, runtime_directory: &Path) -> Balancer {

@@ -24,6 +24,7 @@ pub mod websocket;
 pub mod yaml;
 
 use std::fmt::Debug;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 pub use balancer::{Balancer, is_process_alive, send_signal_to};
@@ -33,6 +34,12 @@ pub use yaml::{
     LISTED_DEPLOYMENTS, all_backends_yaml, backend_yaml, clients_yaml, instant_resource,
     listed_backends_yaml, sha256_hex, simulated_backend_yaml, start_simulator,
 };
+
+/// A private directory in memory, as `/run/aoai-lb` is.
+pub fn memory_directory() -> tempfile::TempDir {
+    let private = std::fs::Permissions::from_mode(0o700);
+    tempfile::Builder::new().permissions(private).tempdir_in("/dev/shm").unwrap()
+}
 
 /// How long a test waits for anything before it fails: for other tests and processes on a busy machine, and beyond the
 /// half minute after which a request leaves a stalled backend.

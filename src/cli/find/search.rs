@@ -85,8 +85,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Those who may not read the directory are told of the other places only: what is there moves on in milliseconds,
-    /// or at the next start if the process was killed.
+    /// A directory that this user may not read is passed over: its records are in the file within milliseconds, or after
+    /// the next start if the process was killed.
     fn search_write_ahead_logs(&mut self, place: &LogPlace) {
         let Self { id, found, searched, .. } = self;
         visit_logged_records(place, |record| {

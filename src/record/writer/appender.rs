@@ -78,21 +78,15 @@ impl RecordAppender {
             tracer.identify(&mut exchange);
             tracer.includes(&exchange)
         });
-        let redactor = context.redactor.load();
-        let pricing = context.pricing.load();
-        let record = exchange.count_and_render_record(
-            policy,
-            &redactor,
-            &context.metrics,
-            &context.stored_objects,
-            pricing.as_ref(),
-        );
-        if self.spool.is_some() {
-            self.frames.push_record(|buffer| record.write_json(buffer));
-        }
-        if is_traced && let Some(tracer) = &self.tracer {
+        let answer = context.make_record(&mut exchange, policy, |record| {
+            if self.spool.is_some() {
+                self.frames.push_record(|buffer| record.write_json(buffer));
+            }
             let RecordLine { model, service_tier, finish_reason, usage, usage_source, .. } = record;
-            tracer.enqueue(exchange, AnswerFacts { model, service_tier, finish_reason, usage, usage_source });
+            AnswerFacts { model, service_tier, finish_reason, usage, usage_source }
+        });
+        if is_traced && let Some(tracer) = &self.tracer {
+            tracer.enqueue(exchange, answer);
         }
     }
 

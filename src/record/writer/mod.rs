@@ -205,16 +205,10 @@ impl SharedWriterState {
     ) -> (Option<WriteReceipt>, bool) {
         let context = &self.context;
         let rendered = context.catch_panic(|| {
-            let (redactor, pricing) = (context.redactor.load(), context.pricing.load());
             let ended_at = exchange.ended_at();
-            let record = exchange.count_and_render_record(
-                policy,
-                &redactor,
-                &context.metrics,
-                &context.stored_objects,
-                pricing.as_ref(),
-            );
-            self.rendered.push(ended_at, |buffer| record.write_json(buffer))
+            context.make_record(&mut exchange, policy, |record| {
+                self.rendered.push(ended_at, |buffer| record.write_json(buffer))
+            })
         });
         rendered.unwrap_or_default()
     }

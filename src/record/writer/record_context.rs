@@ -8,6 +8,8 @@ use log::error;
 
 use crate::record::cost::Pricing;
 use crate::record::delivery;
+use crate::record::exchange::{CapturePolicy, FinishedExchange};
+use crate::record::line::RecordLine;
 use crate::record::metrics::Metrics;
 use crate::record::redact::Redactor;
 use crate::record::stored_objects::StoredObjects;
@@ -21,7 +23,24 @@ pub(super) struct RecordContext {
 }
 
 impl RecordContext {
-    /// Makes a record. A panic of a parser over a client's text must not end anything else: the record is dropped and
+    /// Counts an exchange, makes its record, and passes that to `use_record`.
+    pub(super) fn make_record<T>(
+        &self,
+        exchange: &mut FinishedExchange,
+        policy: CapturePolicy,
+        use_record: impl FnOnce(RecordLine<'_>) -> T,
+    ) -> T {
+        let (redactor, pricing) = (self.redactor.load(), self.pricing.load());
+        use_record(exchange.count_and_render_record(
+            policy,
+            &redactor,
+            &self.metrics,
+            &self.stored_objects,
+            pricing.as_ref(),
+        ))
+    }
+
+    /// Calls what makes a record. A panic of a parser over a client's text must not end anything else: the record is dropped and
     /// counted, and the result is `None`.
     pub(super) fn catch_panic<T>(&self, make_record: impl FnOnce() -> T) -> Option<T> {
         let outcome = catch_unwind(AssertUnwindSafe(make_record));

@@ -1,13 +1,19 @@
 //! Tests of what waits for the writer, with and without a write-ahead log.
 
-use std::path::Path;
-
 use super::super::write_ahead_log::{take_orphans, visit_records};
 use super::*;
 use crate::record::testing::memory_directory;
 
-fn place_in(directory: &Path) -> LogPlace {
-    LogPlace { directory: directory.to_owned(), outlives_process: true, spool_directory: "/spool".into() }
+/// Records of this many threads, with logs in a directory of their own.
+fn logged_records(threads: usize) -> (tempfile::TempDir, LogPlace, RenderedRecords) {
+    let directory = memory_directory();
+    let place = LogPlace {
+        directory: directory.path().to_owned(),
+        outlives_process: true,
+        spool_directory: "/spool".into(),
+    };
+    let records = RenderedRecords::new(threads, Some(place.clone()));
+    (directory, place, records)
 }
 
 fn push(records: &RenderedRecords, record: &str) -> (Option<WriteReceipt>, bool) {
@@ -30,9 +36,7 @@ fn take(records: &RenderedRecords) -> Vec<String> {
 
 #[test]
 fn nobody_waits_for_a_record_in_the_log_and_the_writer_clears_it() {
-    let directory = memory_directory();
-    let place = place_in(directory.path());
-    let records = RenderedRecords::new(1, Some(place.clone()));
+    let (directory, place, records) = logged_records(1);
     for round in 0..3 {
         for record in ["one", "two"] {
             let (receipt, wakes_writer) = push(&records, record);
@@ -69,9 +73,7 @@ fn the_end_of_a_response_waits_for_the_writer_if_its_record_is_in_no_log() {
 
 #[test]
 fn what_has_no_room_in_the_log_is_waited_for_and_then_there_is_no_room() {
-    let directory = memory_directory();
-    let place = place_in(directory.path());
-    let records = RenderedRecords::new(1, Some(place.clone()));
+    let (_directory, place, records) = logged_records(1);
     let long = "x".repeat(HALF_BYTES / 2);
     let (receipt, wakes_writer) = push(&records, &long);
     assert!(receipt.is_none() && wakes_writer && records.is_open());
@@ -86,8 +88,7 @@ fn what_has_no_room_in_the_log_is_waited_for_and_then_there_is_no_room() {
 
 #[test]
 fn a_sleeping_writer_is_woken_and_never_falls_asleep_over_records() {
-    let directory = memory_directory();
-    let records = RenderedRecords::new(1, Some(place_in(directory.path())));
+    let (_directory, _, records) = logged_records(1);
     assert!(records.fall_asleep());
     assert!(push(&records, "one").1);
     records.wake_up();
@@ -100,9 +101,7 @@ fn a_sleeping_writer_is_woken_and_never_falls_asleep_over_records() {
 
 #[test]
 fn a_log_that_somebody_deletes_is_replaced_and_what_is_left_by_a_kill_is_found() {
-    let directory = memory_directory();
-    let place = place_in(directory.path());
-    let records = RenderedRecords::new(1, Some(place.clone()));
+    let (directory, place, records) = logged_records(1);
     assert!(push(&records, "one").0.is_none());
     for entry in std::fs::read_dir(directory.path()).unwrap() {
         std::fs::remove_file(entry.unwrap().path()).unwrap();
@@ -120,9 +119,7 @@ fn a_log_that_somebody_deletes_is_replaced_and_what_is_left_by_a_kill_is_found()
 
 #[test]
 fn a_record_whose_making_panics_is_not_there() {
-    let directory = memory_directory();
-    let place = place_in(directory.path());
-    let records = RenderedRecords::new(1, Some(place.clone()));
+    let (_directory, place, records) = logged_records(1);
     assert!(push(&records, "one").0.is_none());
     let panicking = std::panic::AssertUnwindSafe(|| {
         records.push(SystemTime::UNIX_EPOCH, |buffer| {
@@ -138,9 +135,7 @@ fn a_record_whose_making_panics_is_not_there() {
 
 #[test]
 fn records_of_several_threads_are_taken_together() {
-    let directory = memory_directory();
-    let place = place_in(directory.path());
-    let records = RenderedRecords::new(4, Some(place.clone()));
+    let (_directory, place, records) = logged_records(4);
     std::thread::scope(|scope| {
         for thread in 0..8 {
             let records = &records;
@@ -156,8 +151,7 @@ fn records_of_several_threads_are_taken_together() {
 
 #[test]
 fn at_a_high_rate_exchanges_are_passed_to_the_writer_until_the_rate_is_lower() {
-    let directory = memory_directory();
-    let records = RenderedRecords::new(1, Some(place_in(directory.path())));
+    let (_directory, _, records) = logged_records(1);
     let mut now = Instant::now();
     let mut send = |count: u32| {
         let was_open = (0..count).map(|_| records.is_open()).last().unwrap();
@@ -174,9 +168,7 @@ fn at_a_high_rate_exchanges_are_passed_to_the_writer_until_the_rate_is_lower() {
 
 #[test]
 fn a_log_with_a_record_that_came_after_the_last_write_is_left_to_the_next_process() {
-    let directory = memory_directory();
-    let place = place_in(directory.path());
-    let records = RenderedRecords::new(1, Some(place.clone()));
+    let (_directory, place, records) = logged_records(1);
     assert!(push(&records, "late").0.is_none());
     records.delete_logs();
     drop(records);

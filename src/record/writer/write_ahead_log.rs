@@ -186,7 +186,7 @@ pub fn visit_records(place: &LogPlace, mut visit: impl FnMut(&[u8])) {
     }
 }
 
-/// Whoever could write to the directory could forge records.
+/// Fails if other users have access to the directory: with write access they could forge records.
 fn check_is_private(directory: &Path) -> io::Result<()> {
     let metadata = fs::metadata(directory)?;
     if metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o077 == 0 {
