@@ -277,10 +277,13 @@ def crash(service, report):
     logs = service.machine.run("find", "/run/aoai-lb", "-name", "*.records").stdout.split()
     report.expect("there is a write-ahead log in /run", bool(logs))
     statuses = [service.chat_status() for _ in range(20)]
+    service.machine.run("touch", "/run/aoai-lb/marker")
     service.signal_main("KILL")
     wait_for_condition(lambda: service.main_pid() not in (0, before) and service.is_ready(), RESTART_TIMEOUT, "the service is not restarted")
     statuses.append(service.chat_status())
     report.expect("the service is restarted after SIGKILL", statuses[-1] == 200 and service.unit_properties("NRestarts") == "1")
+    is_kept = service.machine.run("rm", "/run/aoai-lb/marker", check=False).returncode == 0
+    report.expect("what is in /run/aoai-lb outlives the process", is_kept)
     has_all = lambda: sum((service.try_record_counts("probe") or {}).values()) >= len(statuses)
     wait_for_condition(has_all, OPERATION_TIMEOUT, "records are missing after a kill")
     counts = service.record_counts("probe")
